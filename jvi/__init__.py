@@ -1,0 +1,71 @@
+"""jvi: variational inference in JAX, as pure functions."""
+
+from __future__ import annotations
+
+from jvi import bounds, diagnostics, gradients, guides, models, networks, objectives, posterior, spaces, svi
+from jvi.fit import fit, fit_batches
+from jvi.models import learned, model, split
+from jvi.objectives import elbo, iwae, per_example, renyi
+from jvi.posterior import Posterior
+from jvi.spaces import (
+    cholesky_correlation,
+    cholesky_covariance,
+    interval,
+    lower_bounded,
+    negative,
+    ordered,
+    positive,
+    positive_ordered,
+    real,
+    simplex,
+    space,
+    unit_interval,
+    unit_vector,
+    upper_bounded,
+)
+from jvi.svi import SVI, FitError, Info, NonFiniteError, State, optimizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SVI",
+    "FitError",
+    "Info",
+    "NonFiniteError",
+    "Posterior",
+    "State",
+    "bounds",
+    "cholesky_correlation",
+    "cholesky_covariance",
+    "diagnostics",
+    "elbo",
+    "fit",
+    "fit_batches",
+    "gradients",
+    "guides",
+    "interval",
+    "iwae",
+    "learned",
+    "lower_bounded",
+    "model",
+    "models",
+    "negative",
+    "networks",
+    "objectives",
+    "optimizer",
+    "ordered",
+    "per_example",
+    "positive",
+    "positive_ordered",
+    "posterior",
+    "real",
+    "renyi",
+    "simplex",
+    "space",
+    "spaces",
+    "split",
+    "svi",
+    "unit_interval",
+    "unit_vector",
+    "upper_bounded",
+]

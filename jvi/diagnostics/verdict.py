@@ -1,0 +1,115 @@
+"""Estimates from fresh draws, and what they say together about a fit."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jvi._typing import Array, Estimate, PRNGKey
+from jvi.bounds import ess
+from jvi.diagnostics.psis import khat_threshold, pareto_khat
+from jvi.posterior import Posterior, evidence_of, log_weights
+
+__all__ = ["Verdict", "elbo_estimate", "verdict"]
+
+
+class Verdict(NamedTuple):
+    """What fresh draws say about a fit. Printed, it is one line.
+
+    Attributes:
+      elbo: E_q[log p(x, z) - log q(z | x)], nats.
+      log_evidence: log p(x) by importance sampling, nats.
+      khat: tail shape of the weights.
+      threshold: the k-hat up to which `num_samples` weighted draws are reliable.
+      ess: effective sample size of the weights, out of `num_samples`.
+      num_samples: S.
+    """
+
+    elbo: Estimate
+    log_evidence: Estimate
+    khat: float
+    threshold: float
+    ess: float
+    num_samples: int
+
+    @property
+    def reliable(self) -> bool:
+        """Whether k-hat is below its threshold. Necessary, not sufficient: it cannot see a mode that q never visits."""
+        return bool(self.khat < self.threshold)
+
+    def __str__(self) -> str:
+        facts = f"ELBO {self.elbo}, log evidence {self.log_evidence}, k-hat {self.khat:.2f} (limit {self.threshold:.2f}), "
+        facts += f"ESS {self.ess:.0f} of {self.num_samples}"
+        if not self.reliable:
+            return f"NOT RELIABLE: {facts}. q misses part of the posterior: try a richer guide, or reparameterize the model."
+        if self.khat < 0.5:
+            return f"reliable: {facts}."
+        return f"reliable once weighted: {facts}. Weight the draws before taking means."
+
+
+def elbo_estimate(posterior: Posterior, rng: PRNGKey, *, num_samples: int = 1_000, chunk_size: int | None = None) -> Estimate:
+    """The ELBO from fresh draws, nats, with its standard error.
+
+    Args:
+      posterior: a model and a guide at fitted parameters.
+      rng: key, not the one of the fit.
+      num_samples: S, at least 2.
+      chunk_size: how many to draw at once, to bound memory.
+
+    Raises:
+      TypeError, ValueError: for an old-style key, or a count less than 2.
+
+    Example:
+      >>> import jax, jvi
+      >>> model = jvi.model(lambda x, z: jax.scipy.stats.norm.logpdf(z, 0.0, 0.1))
+      >>> guide = jvi.guides.MeanField(jvi.space(jvi.real()))  # starts as the exact posterior of this model
+      >>> params = jvi.objectives.Params((), guide.init(jax.random.key(0), None))
+      >>> elbo = jvi.diagnostics.elbo_estimate(jvi.Posterior(model, guide, params, None), jax.random.key(1))
+      >>> bool(abs(elbo.value) < 1e-5)  # log p(x) = 0
+      True
+    """
+    return mean_of(log_weights(posterior, rng, num_samples=num_samples, chunk_size=chunk_size))
+
+
+def verdict(posterior: Posterior, rng: PRNGKey, *, num_samples: int = 10_000, chunk_size: int | None = None) -> Verdict:
+    """Judge a fit by fresh draws.
+
+    Args:
+      posterior: a model and a guide at fitted parameters, on one datum or on all data where the latents are global.
+      rng: key, not the one of the fit.
+      num_samples: S, more than 20.
+      chunk_size: how many to draw at once, to bound memory.
+
+    Raises:
+      TypeError, ValueError: for an old-style key, or too few samples.
+
+    Example:
+      >>> import jax, jvi
+      >>> model = jvi.model(lambda x, z: jax.scipy.stats.norm.logpdf(z, 0.0, 0.11))
+      >>> guide = jvi.guides.MeanField(jvi.space(jvi.real()))
+      >>> params = jvi.objectives.Params((), guide.init(jax.random.key(0), None))
+      >>> jvi.diagnostics.verdict(jvi.Posterior(model, guide, params, None), jax.random.key(1)).reliable
+      True
+
+    References:
+      Yao, Vehtari, Simpson and Gelman (2018), Yes, but Did It Work?: Evaluating Variational Inference.
+    """
+    log_w = log_weights(posterior, rng, num_samples=num_samples, chunk_size=chunk_size)
+    khat = float(pareto_khat(log_w))
+    return Verdict(
+        mean_of(log_w), evidence_of(log_w), khat, khat_threshold(num_samples), float(ess(log_w)), num_samples
+    )
+
+
+def mean_of(values: Array) -> Estimate:
+    """The mean of independent values [S] with its standard error.
+
+    Raises:
+      ValueError: if there are fewer than 2.
+    """
+    if np.shape(values)[0] < 2:
+        raise ValueError(f"a standard error needs 2 or more samples, got {np.shape(values)[0]}.")
+    return Estimate(jnp.mean(values), jnp.std(values, ddof=1) / math.sqrt(values.shape[0]))

@@ -1,0 +1,239 @@
+"""Gaussians on the coordinates of a space: diagonal, dense and low-rank covariance."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import cho_solve, solve_triangular
+
+from jvi._checks import check_count
+from jvi._spec import spec
+from jvi._typing import Array, Data, Latent, PRNGKey, Scalar
+from jvi.spaces import Space
+
+LOG_2PI = math.log(2.0 * math.pi)
+
+
+class Diagonal(NamedTuple):
+    """Parameters of `MeanField`.
+
+    Attributes:
+      loc: mean of the coordinates [D].
+      log_scale: log standard deviations [D].
+    """
+
+    loc: Array
+    log_scale: Array
+
+
+class Dense(NamedTuple):
+    """Parameters of `FullRank`: the covariance is L L', where L = tril(lower, -1) + diag(exp(log_scale)).
+
+    Attributes:
+      loc: mean of the coordinates [D].
+      log_scale: log of L's diagonal [D].
+      lower: L below its diagonal [D, D]; the rest is not used and stays zero.
+    """
+
+    loc: Array
+    log_scale: Array
+    lower: Array
+
+
+class Factored(NamedTuple):
+    """Parameters of `LowRank`: the covariance is diag(exp(2 log_scale)) + factor factor'.
+
+    Attributes:
+      loc: mean of the coordinates [D].
+      log_scale: log of the diagonal part's standard deviations [D].
+      factor: [D, R].
+    """
+
+    loc: Array
+    log_scale: Array
+    factor: Array
+
+
+@spec
+class MeanField:
+    """A Gaussian with diagonal covariance on a space's coordinates: u = loc + exp(log_scale) * eps.
+
+    Cheap and robust, and too narrow wherever the posterior is correlated: its standard deviations are about the
+    conditional ones.
+
+    Attributes:
+      space: where the draws live.
+      init_scale: initial standard deviation of every coordinate; the initial mean is u = 0.
+
+    Raises:
+      TypeError: if `space` is not a Space.
+      ValueError: if `init_scale` is not positive.
+
+    Example:
+      >>> import jax, jvi
+      >>> guide = jvi.guides.MeanField(jvi.space({"rate": jvi.positive(2)}))
+      >>> params = guide.init(jax.random.key(0), None)
+      >>> z, log_q = guide.sample_and_log_prob(params, jax.random.key(1), None)
+      >>> z["rate"].shape, log_q.shape
+      ((2,), ())
+
+    References:
+      Kucukelbir et al. (2017), Automatic Differentiation Variational Inference.
+    """
+
+    space: Space
+    init_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check(self.space, self.init_scale)
+
+    def init(self, rng: PRNGKey, x: Data) -> Diagonal:
+        """Parameters at the origin with standard deviation `init_scale`; `rng` and `x` are not used."""
+        return Diagonal(*_start(self.space, self.init_scale))
+
+    def sample_and_log_prob(self, params: Diagonal, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
+        """One draw and its log-density in nats."""
+        eps = jax.random.normal(rng, params.loc.shape, params.loc.dtype)
+        z, log_det = self.space.constrain(params.loc + jnp.exp(params.log_scale) * eps)
+        return z, _log_standard(eps) - jnp.sum(params.log_scale) - log_det
+
+    def log_prob(self, params: Diagonal, x: Data, z: Latent) -> Scalar:
+        """log q(z), nats."""
+        u, log_det = self.space.unconstrain(z)
+        eps = (u - params.loc) * jnp.exp(-params.log_scale)
+        return _log_standard(eps) - jnp.sum(params.log_scale) + log_det
+
+
+@spec
+class FullRank:
+    """A Gaussian with dense covariance on a space's coordinates: u = loc + L eps.
+
+    Follows correlations; D (D + 3) / 2 numbers to fit, and D^2 work for a draw.
+
+    Attributes:
+      space: where the draws live.
+      init_scale: initial standard deviation of every coordinate.
+
+    Raises:
+      TypeError: if `space` is not a Space.
+      ValueError: if `init_scale` is not positive.
+
+    Example:
+      >>> import jax, jvi
+      >>> guide = jvi.guides.FullRank(jvi.space(jvi.real(3)))
+      >>> guide.init(jax.random.key(0), None).lower.shape
+      (3, 3)
+
+    References:
+      Titsias and Lázaro-Gredilla (2014), Doubly Stochastic Variational Bayes for Non-Conjugate Inference.
+    """
+
+    space: Space
+    init_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check(self.space, self.init_scale)
+
+    def init(self, rng: PRNGKey, x: Data) -> Dense:
+        """Parameters at the origin with covariance init_scale^2 I; `rng` and `x` are not used."""
+        loc, log_scale = _start(self.space, self.init_scale)
+        return Dense(loc, log_scale, jnp.zeros((self.space.size, self.space.size)))
+
+    def sample_and_log_prob(self, params: Dense, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
+        """One draw and its log-density in nats."""
+        eps = jax.random.normal(rng, params.loc.shape, params.loc.dtype)
+        z, log_det = self.space.constrain(params.loc + _cholesky(params) @ eps)
+        return z, _log_standard(eps) - jnp.sum(params.log_scale) - log_det
+
+    def log_prob(self, params: Dense, x: Data, z: Latent) -> Scalar:
+        """log q(z), nats."""
+        u, log_det = self.space.unconstrain(z)
+        eps = solve_triangular(_cholesky(params), u - params.loc, lower=True)
+        return _log_standard(eps) - jnp.sum(params.log_scale) + log_det
+
+
+@spec
+class LowRank:
+    """A Gaussian with covariance diagonal plus rank R: u = loc + exp(log_scale) * eps + factor @ eta.
+
+    For hundreds or thousands of coordinates with a few directions of strong correlation: D (R + 2) numbers to fit.
+
+    Attributes:
+      space: where the draws live.
+      rank: R, at least 1.
+      init_scale: initial standard deviation of every coordinate.
+
+    Raises:
+      TypeError: if `space` is not a Space or `rank` not a whole number.
+      ValueError: if `rank` is less than 1 or `init_scale` is not positive.
+
+    Example:
+      >>> import jax, jvi
+      >>> guide = jvi.guides.LowRank(jvi.space(jvi.real(30)), rank=2)
+      >>> guide.init(jax.random.key(0), None).factor.shape
+      (30, 2)
+
+    References:
+      Ong, Nott and Smith (2018), Gaussian Variational Approximation with a Factor Covariance Structure.
+    """
+
+    space: Space
+    rank: int
+    init_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check(self.space, self.init_scale)
+        check_count(self.rank, "rank")
+
+    def init(self, rng: PRNGKey, x: Data) -> Factored:
+        """Parameters at the origin; the factor starts small and random, because at zero its gradient vanishes."""
+        loc, log_scale = _start(self.space, self.init_scale)
+        factor = jax.random.normal(rng, (self.space.size, self.rank))
+        return Factored(loc, log_scale, 0.1 * self.init_scale * factor / math.sqrt(self.rank))
+
+    def sample_and_log_prob(self, params: Factored, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
+        """One draw and its log-density in nats."""
+        size, rank = params.factor.shape
+        noise = jax.random.normal(rng, (size + rank,), params.loc.dtype)
+        centred = jnp.exp(params.log_scale) * noise[:size] + params.factor @ noise[size:]
+        z, log_det = self.space.constrain(params.loc + centred)
+        return z, _log_factored(params, centred) - log_det
+
+    def log_prob(self, params: Factored, x: Data, z: Latent) -> Scalar:
+        """log q(z), nats."""
+        u, log_det = self.space.unconstrain(z)
+        return _log_factored(params, u - params.loc) + log_det
+
+
+def _start(space: Space, init_scale: float) -> tuple[Array, Array]:
+    return jnp.zeros(space.size), jnp.full(space.size, math.log(init_scale))
+
+
+def _cholesky(params: Dense) -> Array:
+    return jnp.tril(params.lower, -1) + jnp.diag(jnp.exp(params.log_scale))
+
+
+def _log_standard(eps: Array) -> Scalar:
+    return -0.5 * (jnp.sum(eps**2) + eps.shape[0] * LOG_2PI)
+
+
+def _log_factored(params: Factored, centred: Array) -> Scalar:
+    # Woodbury: everything dense is [R, R].
+    size, rank = params.factor.shape
+    scaled = params.factor * jnp.exp(-params.log_scale)[:, None]
+    white = centred * jnp.exp(-params.log_scale)
+    root = jnp.linalg.cholesky(jnp.eye(rank, dtype=scaled.dtype) + scaled.T @ scaled)
+    inner = scaled.T @ white
+    square = white @ white - inner @ cho_solve((root, True), inner)
+    log_det = jnp.sum(params.log_scale) + jnp.sum(jnp.log(jnp.diag(root)))
+    return -0.5 * (square + size * LOG_2PI) - log_det
+
+
+def _check(space: Space, init_scale: float) -> None:
+    if not isinstance(space, Space):
+        raise TypeError(f"space must be made by jvi.space, as in jvi.space({{'w': jvi.real(3)}}); got {space!r}.")
+    if not init_scale > 0.0:
+        raise ValueError(f"init_scale must be positive, got {init_scale}.")
