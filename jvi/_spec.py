@@ -32,10 +32,10 @@ def spec(cls: type[T]) -> type[T]:
     check = cls.__dict__.get("__post_init__")
 
     def __post_init__(self: Any) -> None:
-        for field in dataclasses.fields(self):
-            _check_hashable(type(self).__name__, field.name, getattr(self, field.name))
         if check is not None:
             check(self)
+        for field in dataclasses.fields(self):
+            _check_hashable(type(self).__name__, field.name, getattr(self, field.name))
 
     setattr(cls, "__post_init__", __post_init__)  # noqa: B010
     return jax.tree_util.register_static(dataclasses.dataclass(frozen=True)(cls))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, Params, PRNGKey, Scalar
@@ -140,10 +142,9 @@ def check_log_density(value: Any, what: str) -> Array:
       ValueError: if it has another shape.
       TypeError: if it is not a number.
     """
-    try:
-        shape, dtype = jnp.shape(value), jnp.result_type(value)
-    except TypeError:
-        raise TypeError(f"{what} must return a scalar, got {type(value).__name__}.") from None
+    if not isinstance(value, (jax.Array, np.ndarray, np.generic, float, int)):
+        raise TypeError(f"{what} must return a scalar, got {type(value).__name__}.")
+    shape, dtype = jnp.shape(value), jnp.result_type(value)
     if shape != ():
         raise ValueError(
             f"{what} must return a scalar, one number for one datum and one draw; got shape {list(shape)}. Sum over events; "

@@ -161,6 +161,8 @@ class SVI:
           x: data, as `step` will get them.
         """
         params = self.objective.init(jax.random.fold_in(rng, INIT), x)
+        # A weakly typed leaf would change its type after the first step, and have that step traced twice.
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
         zero = jnp.zeros((), jnp.int32)
         return State(params, self._transformation().init(params), rng, zero, zero, zero)
 
@@ -180,8 +182,8 @@ class SVI:
         (bound, aux), grads = ascent(state.params, rng, x, beta=beta)
         descent = jax.tree.map(jnp.negative, grads)  # optax minimizes; nothing else in jvi is negated
         updates, opt_state = self._transformation().update(descent, state.opt_state, state.params, value=-bound)
-        grad_norm = optax.global_norm(grads)
-        finite = jnp.isfinite(bound) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.global_norm(updates))
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(bound) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(updates))
         new = State(
             params=_tree.where(finite, optax.apply_updates(state.params, updates), state.params),
             opt_state=_tree.where(finite, opt_state, state.opt_state),

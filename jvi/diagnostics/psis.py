@@ -117,7 +117,7 @@ def _fit(excess: Array, valid: Array) -> tuple[Scalar, Scalar]:
     b = (1 - jnp.sqrt(length / (grid - 0.5))) / (prior_scale * quartile) + 1 / excess[-1]
 
     def mean_log(b: Array) -> Array:
-        return jnp.sum(jnp.log1p(-b[..., None] * safe), -1) / n
+        return jnp.sum(jnp.log1p(-b[..., None] * jnp.expand_dims(safe, tuple(range(b.ndim)))), -1) / n
 
     k = mean_log(b)
     in_grid = grid <= length

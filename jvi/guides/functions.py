@@ -42,10 +42,14 @@ class _Distribution:
         return self.initialize(rng, x)
 
     def sample_and_log_prob(self, params: Params, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
-        return draw(self.dist(params, x), rng, self.space)
+        distribution = self.dist(params, x)
+        with jax.numpy_rank_promotion("allow"):
+            return _draw(distribution, rng, self.space)
 
     def log_prob(self, params: Params, x: Data, z: Latent) -> Scalar:
-        return check_scalar(self.dist(params, x).log_prob(z))
+        distribution = self.dist(params, x)
+        with jax.numpy_rank_promotion("allow"):  # distrax and TFP rely on it
+            return _check_scalar(distribution.log_prob(z))
 
 
 @spec
@@ -59,7 +63,7 @@ class _Sampler:
 
     def sample_and_log_prob(self, params: Params, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
         z, log_q = self.sampler(params, rng, x)
-        return _check_draw(z, self.space), check_scalar(log_q)
+        return _check_draw(z, self.space), _check_scalar(log_q)
 
 
 @spec
@@ -74,7 +78,7 @@ class _Functions:
         return self.sampler.sample_and_log_prob(params, rng, x)
 
     def log_prob(self, params: Params, x: Data, z: Latent) -> Scalar:
-        return check_scalar(self.density(params, x, z))
+        return _check_scalar(self.density(params, x, z))
 
 
 def from_distribution(
@@ -135,23 +139,17 @@ def from_functions(
     return sampler if log_prob is None else _Functions(sampler, log_prob)
 
 
-def draw(distribution: Any, rng: PRNGKey, space: Space | None) -> tuple[Latent, Scalar]:
-    """One checked draw with its log-density from a distrax or a TFP distribution."""
+def _draw(distribution: Any, rng: PRNGKey, space: Space | None) -> tuple[Latent, Scalar]:
     if hasattr(distribution, "sample_and_log_prob"):
         z, log_q = distribution.sample_and_log_prob(seed=rng)
     elif hasattr(distribution, "experimental_sample_and_log_prob"):
         z, log_q = distribution.experimental_sample_and_log_prob(seed=rng)
     else:
         raise TypeError(f"dist must return a distrax or TFP distribution, got {type(distribution).__name__}.")
-    return _check_draw(z, space), check_scalar(log_q)
+    return _check_draw(z, space), _check_scalar(log_q)
 
 
-def check_scalar(log_q: Any) -> Scalar:
-    """Return `log_q` if it is a scalar.
-
-    Raises:
-      ValueError: if it is not, as for a distribution with a batch shape.
-    """
+def _check_scalar(log_q: Any) -> Scalar:
     if jnp.shape(log_q) != ():
         raise ValueError(
             f"the guide's log-density must be a scalar, got shape {list(jnp.shape(log_q))}: the distribution has a batch shape. "

@@ -1,0 +1,100 @@
+"""The laws that every guide in the table obeys."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES
+
+import jvi
+
+pytestmark = pytest.mark.quick
+KEY = jax.random.key(7)
+
+
+def close(a, b, tol=2e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tol, atol=tol), a, b)
+
+
+@pytest.fixture(params=CASES, scope="module")
+def drawn(request):
+    """One case, 200 draws of its guide by a compiled vmap, and their densities by `log_prob`."""
+    case = CASES[request.param]
+    params = jax.tree.map(jnp.asarray, case.params)
+    keys = jax.random.split(KEY, 200)
+    draw = jax.jit(lambda params, keys: jax.vmap(lambda key: case.guide.sample_and_log_prob(params, key, case.x))(keys))
+    z, log_q = draw(params, keys)
+    log_prob = jax.jit(lambda params, z: jax.vmap(lambda z: case.guide.log_prob(params, case.x, z))(z))(params, z)
+    return SimpleNamespace(case=case, params=params, keys=keys, z=z, log_q=log_q, log_prob=log_prob)
+
+
+def test_log_prob_agrees_with_sample_and_log_prob(drawn):
+    close(drawn.log_prob, drawn.log_q, 1e-4)
+
+
+def test_log_q_is_a_finite_scalar(drawn):
+    z, log_q = drawn.case.guide.sample_and_log_prob(drawn.params, KEY, drawn.case.x)
+    assert jnp.shape(log_q) == ()
+    assert bool(jnp.isfinite(drawn.log_q).all())
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(drawn.z))
+
+
+def test_eager_is_jit_is_vmap(drawn):
+    case, key = drawn.case, drawn.keys[3]
+    eager = case.guide.sample_and_log_prob(drawn.params, key, case.x)
+    jitted = jax.jit(case.guide.sample_and_log_prob)(drawn.params, key, case.x)
+    batched = jax.tree.map(lambda leaf: leaf[3], (drawn.z, drawn.log_q))
+    close(eager, jitted)
+    close(eager, batched)
+
+
+def test_every_log_weight_is_the_log_evidence_at_the_exact_posterior(drawn):
+    log_joint = jax.jit(jax.vmap(lambda z: drawn.case.log_joint(drawn.case.x, z)))(drawn.z)
+    close(log_joint - drawn.log_q, jnp.full(200, drawn.case.log_evidence), 1e-4)
+
+
+def test_init_gives_parameters_of_the_same_kind(drawn):
+    params = drawn.case.guide.init(KEY, drawn.case.x)
+    assert [jnp.shape(leaf) for leaf in jax.tree.leaves(params)] == [jnp.shape(leaf) for leaf in jax.tree.leaves(drawn.params)]
+    z, log_q = drawn.case.guide.sample_and_log_prob(params, KEY, drawn.case.x)
+    assert bool(jnp.isfinite(log_q))
+    assert jax.tree.structure(z) == jax.tree.structure(drawn.z)
+
+
+def test_gaussian_guides_are_equal_when_rebuilt():
+    def build():
+        space = jvi.space({"a": jvi.real(2), "b": jvi.positive()})
+        return [jvi.guides.MeanField(space), jvi.guides.FullRank(space), jvi.guides.LowRank(space, rank=2)]
+
+    assert build() == build()
+    assert [hash(guide) for guide in build()] == [hash(guide) for guide in build()]
+    assert len(set(build())) == 3
+
+
+def test_functions_and_networks_are_equal_when_rebuilt():
+    import distrax
+    import flax.linen
+    from cases import HalfNNX, _halved
+
+    assert jvi.guides.conditional(flax.linen.Dense(1), _halved) == jvi.guides.conditional(flax.linen.Dense(1), _halved)
+    assert jvi.guides.conditional(flax.linen.Dense(1), _halved) != jvi.guides.conditional(flax.linen.Dense(2), _halved)
+    assert jvi.guides.conditional(HalfNNX, _halved) == jvi.guides.conditional(HalfNNX, _halved)
+    assert jvi.guides.from_distribution(max, distrax.Normal) == jvi.guides.from_distribution(max, distrax.Normal)
+
+
+def test_a_guide_without_log_prob_has_none():
+    guide = jvi.guides.from_functions(lambda rng, x: 0.0, lambda params, rng, x: (params, 0.0))
+    assert not hasattr(guide, "log_prob")
+
+
+def test_guides_follow_the_default_precision(float64):
+    space = jvi.space({"w": jvi.real(2), "s": jvi.positive()})
+    for guide in (jvi.guides.MeanField(space), jvi.guides.FullRank(space), jvi.guides.LowRank(space, rank=1)):
+        params = guide.init(KEY, None)
+        z, log_q = guide.sample_and_log_prob(params, KEY, None)
+        assert {leaf.dtype for leaf in jax.tree.leaves((params, z, log_q))} == {jnp.dtype("float64")}
+        np.testing.assert_allclose(guide.log_prob(params, None, z), log_q, atol=1e-12)

@@ -1,0 +1,159 @@
+"""The house rules: layers, documented and exemplified public names, quiet imports."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jvi
+
+ROOT = Path(jvi.__file__).parent
+# A module imports only from rows above its own.
+LAYERS = [
+    {"_spec", "_typing"},
+    {"_tree"},
+    {"_checks", "_bijectors", "_progress"},
+    {"spaces", "bounds", "networks"},
+    {"models", "guides.functions"},
+    {"guides.gaussian", "guides.conditional"},
+    {"guides"},
+    {"gradients"},
+    {"objectives"},
+    {"svi"},
+    {"_feeds"},
+    {"fit"},
+    {"posterior"},
+    {"diagnostics.psis"},
+    {"diagnostics.verdict"},
+    {"diagnostics"},
+    {"plots"},
+    {""},
+    {"__main__"},
+]
+MODULES = [
+    name.removeprefix("jvi.")
+    for _, name, _ in pkgutil.walk_packages([str(ROOT)], "jvi.")
+    if "_examples" not in name
+] + [""]  # fmt: skip
+ROW = {module: row for row, modules in enumerate(LAYERS) for module in modules}
+
+
+def path_of(module):
+    base = ROOT / module.replace(".", "/") if module else ROOT
+    return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+
+
+def imports_of(module):
+    """Names of the jvi modules that a module imports, at any depth of its code."""
+    for node in ast.walk(ast.parse(path_of(module).read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" if node.module == "jvi" else node.module or "" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name == "jvi" or name.startswith("jvi."):
+                inner = name.removeprefix("jvi").removeprefix(".")
+                yield inner if inner in ROW else inner.rpartition(".")[0]
+
+
+@pytest.mark.quick
+def test_every_module_has_a_layer():
+    assert set(MODULES) == set(ROW)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_import_only_from_layers_above(module):
+    below = [name for name in imports_of(module) if ROW[name] >= ROW[module]]
+    assert not below
+
+
+@pytest.mark.quick
+def test_only_fit_jits():
+    for module in MODULES:
+        if module != "fit":
+            tree = ast.parse(path_of(module).read_text())
+            assert not [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "jit"], module
+
+
+PUBLIC = sorted(
+    {
+        (f"jvi.{module}".rstrip("."), name)
+        for module in MODULES
+        for name in getattr(importlib.import_module(f"jvi.{module}".rstrip(".")), "__all__", ())
+        if not inspect.ismodule(getattr(importlib.import_module(f"jvi.{module}".rstrip(".")), name))
+    }
+)
+# Containers of results and small siblings that share one example.
+WITHOUT_EXAMPLE = {"Aux", "Params", "Info", "State", "FitError", "NonFiniteError", "MonteCarlo", "PerExample", "Split"} | {
+    "real", "positive", "negative", "interval", "lower_bounded", "upper_bounded", "unit_interval", "simplex", "ordered",
+    "positive_ordered", "unit_vector", "cholesky_correlation", "cholesky_covariance", "Verdict",
+}  # fmt: skip
+
+
+@pytest.mark.quick
+def test_every_public_module_says_what_is_public():
+    for module in MODULES:
+        if not any(part.startswith("_") for part in module.split(".")) and module not in ("guides.conditional",):
+            text = path_of(module).read_text()
+            assert "__all__" in text or module.startswith("guides."), module
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("module", "name"), PUBLIC)
+def test_public_names_have_docstrings_with_examples(module, name):
+    value = getattr(importlib.import_module(module), name)
+    doc = inspect.getdoc(value) or ""
+    assert len(doc) > 20
+    assert name in WITHOUT_EXAMPLE or ">>>" in doc
+    if inspect.isclass(value) and value.__module__.startswith("jvi"):
+        for attribute, member in vars(value).items():
+            if not attribute.startswith("_") and inspect.isfunction(member):
+                assert inspect.getdoc(member), f"{name}.{attribute}"
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("module", [module for module in MODULES if module != "__main__"])
+def test_examples_in_docstrings_hold(module):
+    failed, _ = doctest.testmod(importlib.import_module(f"jvi.{module}".rstrip(".")))
+    assert not failed
+
+
+@pytest.mark.quick
+def test_importing_does_nothing_but_import():
+    """No device is touched, no configuration changed, nothing printed, and no plotting library loaded."""
+    code = """
+import jax, optax, flax, distrax
+before = dict(jax.config.values)
+import jvi
+assert dict(jax.config.values) == before, "configuration changed"
+from jax.extend import backend
+import sys
+loaded = {"matplotlib", "arviz", "sklearn", "orbax.checkpoint", "flax.nnx"} & set(sys.modules)
+assert not loaded, loaded
+def refuse(*args, **kwargs):
+    raise AssertionError("a device was touched")
+"""
+    # A platform that does not exist: whatever touches a device while importing fails.
+    broken = "import os; os.environ['JAX_PLATFORMS'] = 'no_such_platform'\nimport jvi, jvi.diagnostics, jvi.guides"
+    for source in (code, broken):
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", source], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == ""
+        assert done.stderr == ""
+
+
+@pytest.mark.quick
+def test_files_are_of_a_readable_size():
+    for path in ROOT.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 400, path
