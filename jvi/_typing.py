@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -20,12 +21,14 @@ class Estimate(NamedTuple):
 
     Example:
       >>> from jvi._typing import Estimate
-      >>> print(Estimate(-31.25, 0.04))
-      -31.25 ± 0.04
+      >>> print(Estimate(-31.25163, 0.0412))
+      -31.252 ± 0.041
     """
 
     value: Array | float
     standard_error: Array | float
 
     def __str__(self) -> str:
-        return f"{float(self.value):.2f} ± {float(self.standard_error):.2g}"
+        value, error = float(self.value), float(self.standard_error)
+        decimals = 2 if not 0.0 < error < math.inf else max(0, 1 - math.floor(math.log10(error)))
+        return f"{value:.{decimals}f} ± {error:.{decimals}f}"

@@ -35,6 +35,12 @@ class Case(NamedTuple):
     log_evidence: float = LOG_EVIDENCE
 
 
+def dense(loc, root):
+    """The parameters of a full-rank guide whose covariance is root root'."""
+    scale = np.diag(root)
+    return gaussian.Dense(loc, np.log(scale), np.sqrt(len(loc)) * np.tril(root / scale[:, None], -1))
+
+
 def _gaussian(cov):
     def log_joint(x, z):
         return multivariate_normal.logpdf(z, jnp.asarray(LOC), jnp.asarray(cov)) + LOG_EVIDENCE
@@ -99,7 +105,7 @@ CASES = {
     ),
     "full_rank": Case(
         jvi.guides.FullRank(jvi.space(jvi.real(3))),
-        gaussian.Dense(LOC, np.log(np.diag(LOWER)), LOWER),
+        dense(LOC, LOWER),
         _gaussian(LOWER @ LOWER.T),
     ),
     "low_rank": Case(
@@ -108,7 +114,7 @@ CASES = {
         _gaussian(np.diag(SCALE**2) + FACTOR @ FACTOR.T),
     ),
     "full_rank_constrained": Case(
-        jvi.guides.FullRank(jvi.space(MIXED)), gaussian.Dense(LOC, np.log(np.diag(LOWER)), LOWER), _mixed
+        jvi.guides.FullRank(jvi.space(MIXED)), dense(LOC, LOWER), _mixed
     ),
     "distrax_gamma": Case(
         jvi.guides.from_distribution(lambda rng, x: GAMMA, _rate(distrax.Gamma)), GAMMA, _poisson, 4.0, EVIDENCE_OF_COUNT

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import dense
 from jax.scipy.stats import norm
 from numpy.polynomial.hermite_e import hermegauss
 from scipy.stats import norm as scipy_norm
@@ -41,7 +42,7 @@ def covariance(params):
     if isinstance(params, gaussian.Diagonal):
         return jnp.diag(jnp.exp(2 * params.log_scale))
     if isinstance(params, gaussian.Dense):
-        root = jnp.tril(params.lower, -1) + jnp.diag(jnp.exp(params.log_scale))
+        root = jnp.exp(params.log_scale)[:, None] * (jnp.eye(3) + jnp.tril(params.lower, -1) / math.sqrt(3.0))
         return root @ root.T
     return jnp.diag(jnp.exp(2 * params.log_scale)) + params.factor @ params.factor.T
 
@@ -149,7 +150,7 @@ def test_two_sample_bounds_and_their_gradients_match_quadrature(alpha):
 def test_stl_has_no_variance_at_the_exact_posterior_and_pathwise_has():
     cov = np.linalg.inv(np.eye(3) + DESIGN.T @ DESIGN)
     root = np.linalg.cholesky(cov)
-    params = jvi.objectives.Params((), gaussian.Dense(*map(jnp.asarray, (cov @ DESIGN.T @ X, np.log(np.diag(root)), root))))
+    params = jvi.objectives.Params((), jax.tree.map(jnp.asarray, dense(cov @ DESIGN.T @ X, root)))
     model = jvi.model(lambda x, z: log_joint(0.0, x, z))
     spread = {}
     for gradient in (pathwise, stl):

@@ -95,7 +95,7 @@ PUBLIC = sorted(
     }
 )
 # Containers of results and small siblings that share one example.
-WITHOUT_EXAMPLE = {"Aux", "Params", "Info", "State", "FitError", "NonFiniteError", "MonteCarlo", "PerExample", "Split"} | {
+WITHOUT_EXAMPLE = {"Aux", "Params", "Info", "State", "FitError", "NonFiniteError", "MonteCarlo", "PerExample", "Split", "Network"} | {
     "real", "positive", "negative", "interval", "lower_bounded", "upper_bounded", "unit_interval", "simplex", "ordered",
     "positive_ordered", "unit_vector", "cholesky_correlation", "cholesky_covariance", "Verdict",
 }  # fmt: skip

@@ -8,12 +8,15 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jvi._checks import check_count
 from jvi._typing import Array, Estimate, PRNGKey
 from jvi.bounds import ess
 from jvi.diagnostics.psis import khat_threshold, pareto_khat
 from jvi.posterior import Posterior, evidence_of, log_weights
 
-__all__ = ["Verdict", "elbo_estimate", "verdict"]
+__all__ = ["Verdict", "elbo_estimate", "mean_of", "verdict"]
+
+BATCHES = 4  # k-hat of one sample of 4,000 has a standard error of about 0.1
 
 
 class Verdict(NamedTuple):
@@ -22,32 +25,35 @@ class Verdict(NamedTuple):
     Attributes:
       elbo: E_q[log p(x, z) - log q(z | x)], nats.
       log_evidence: log p(x) by importance sampling, nats.
-      khat: tail shape of the weights.
-      threshold: the k-hat up to which `num_samples` weighted draws are reliable.
+      khat: tail shape of the weights: the mean over four batches of the draws, with its standard error.
+      threshold: the k-hat up to which a batch of weighted draws is reliable.
       ess: effective sample size of the weights, out of `num_samples`.
       num_samples: S.
     """
 
     elbo: Estimate
     log_evidence: Estimate
-    khat: float
+    khat: Estimate
     threshold: float
     ess: float
     num_samples: int
 
     @property
     def reliable(self) -> bool:
-        """Whether k-hat is below its threshold. Necessary, not sufficient: it cannot see a mode that q never visits."""
-        return bool(self.khat < self.threshold)
+        """Whether k-hat is below its threshold by its own standard error at least.
+
+        Necessary, not sufficient: k-hat cannot see a mode that q never visits.
+        """
+        return bool(self.khat.value + self.khat.standard_error < self.threshold)
 
     def __str__(self) -> str:
-        facts = f"ELBO {self.elbo}, log evidence {self.log_evidence}, k-hat {self.khat:.2f} (limit {self.threshold:.2f}), "
-        facts += f"ESS {self.ess:.0f} of {self.num_samples}"
+        facts = f"k-hat {self.khat} (limit {self.threshold:.2f}), ELBO {self.elbo}, log evidence {self.log_evidence}, "
+        facts += f"ESS {self.ess:.0f} of {self.num_samples}."
         if not self.reliable:
-            return f"NOT RELIABLE: {facts}. q misses part of the posterior: try a richer guide, or reparameterize the model."
-        if self.khat < 0.5:
-            return f"reliable: {facts}."
-        return f"reliable once weighted: {facts}. Weight the draws before taking means."
+            return f"NOT RELIABLE: {facts} q misses part of the posterior: try a richer guide, or reparameterize the model."
+        if self.khat.value < 0.5:
+            return f"reliable: {facts}"
+        return f"reliable once weighted: {facts} Weight the draws before taking means."
 
 
 def elbo_estimate(posterior: Posterior, rng: PRNGKey, *, num_samples: int = 1_000, chunk_size: int | None = None) -> Estimate:
@@ -74,13 +80,13 @@ def elbo_estimate(posterior: Posterior, rng: PRNGKey, *, num_samples: int = 1_00
     return mean_of(log_weights(posterior, rng, num_samples=num_samples, chunk_size=chunk_size))
 
 
-def verdict(posterior: Posterior, rng: PRNGKey, *, num_samples: int = 10_000, chunk_size: int | None = None) -> Verdict:
+def verdict(posterior: Posterior, rng: PRNGKey, *, num_samples: int = 40_000, chunk_size: int | None = None) -> Verdict:
     """Judge a fit by fresh draws.
 
     Args:
       posterior: a model and a guide at fitted parameters, on one datum or on all data where the latents are global.
       rng: key, not the one of the fit.
-      num_samples: S, more than 20.
+      num_samples: S, at least 100.
       chunk_size: how many to draw at once, to bound memory.
 
     Raises:
@@ -97,15 +103,22 @@ def verdict(posterior: Posterior, rng: PRNGKey, *, num_samples: int = 10_000, ch
     References:
       Yao, Vehtari, Simpson and Gelman (2018), Yes, but Did It Work?: Evaluating Variational Inference.
     """
+    check_count(num_samples, "num_samples", least=100)
     log_w = log_weights(posterior, rng, num_samples=num_samples, chunk_size=chunk_size)
-    khat = float(pareto_khat(log_w))
+    size = num_samples // BATCHES
+    khat = mean_of(jnp.stack([pareto_khat(log_w[i * size : (i + 1) * size]) for i in range(BATCHES)]))
     return Verdict(
-        mean_of(log_w), evidence_of(log_w), khat, khat_threshold(num_samples), float(ess(log_w)), num_samples
+        mean_of(log_w), evidence_of(log_w), khat, khat_threshold(size), float(ess(log_w)), num_samples
     )
 
 
 def mean_of(values: Array) -> Estimate:
     """The mean of independent values [S] with its standard error.
+
+    Example:
+      >>> import jax.numpy as jnp, jvi
+      >>> print(jvi.diagnostics.mean_of(jnp.array([1.0, 3.0])))
+      2.0 ± 1.0
 
     Raises:
       ValueError: if there are fewer than 2.

@@ -1,0 +1,100 @@
+"""The command line: `python -m jvi demo` and `python -m jvi info`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jvi
+
+EXAMPLES = ("eight_schools", "logistic_regression", "digits_vae")
+PACKAGES = ("jax", "jaxlib", "optax", "flax", "distrax", "tfp-nightly", "chex", "orbax-checkpoint", "numpy")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code: 0 if all went well, 1 if it failed, 2 for wrong usage."""
+    parser = argparse.ArgumentParser(prog="python -m jvi", description="Variational inference in JAX, as pure functions.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="fit three models on real data and draw their posteriors")
+    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the pictures (default: demo)")
+    demo.add_argument("--only", choices=EXAMPLES, action="append", help="run this example only; may be repeated")
+    demo.set_defaults(run=_demo)
+    commands.add_parser("info", help="show versions, devices and precision").set_defaults(run=_info)
+    options = parser.parse_args(arguments)
+    return options.run(options)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    folder = _examples_folder()
+    missing = [name for name in ("matplotlib", "sklearn") if importlib.util.find_spec(name) is None]
+    if folder is None or missing:
+        lack = f"the packages {', '.join(missing)}" if missing else "the examples"
+        console.print(f"[red]The demo needs {lack}:[/] pip install 'jvi\\[examples]'")
+        return 1
+    options.out.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    for name in options.only or EXAMPLES:
+        example = _load(folder / f"{name}.py")
+        console.print(f"[bold cyan]{(example.__doc__ or name).splitlines()[0]}")
+        start = time.perf_counter()
+        example.main(options.out)
+        console.print(f"[dim]{time.perf_counter() - start:.1f} s, examples/{name}.py[/]\n")
+    pictures = ", ".join(sorted(path.name for path in options.out.glob("*.png")))
+    console.print(f"{time.perf_counter() - began:.0f} s in all. Pictures in {options.out}/: {pictures}")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    import jax
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    table.add_row("jvi", jvi.__version__)
+    table.add_row("python", sys.version.split()[0])
+    for package in PACKAGES:
+        table.add_row(package, _version(package))
+    table.add_row("backend", jax.default_backend())
+    kinds = [device.device_kind for device in jax.devices()]
+    table.add_row("devices", ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds)))
+    table.add_row("processes", str(jax.process_count()))
+    table.add_row("precision", "float64" if jax.config.read("jax_enable_x64") else "float32")
+    Console(highlight=False).print(table)
+    return 0
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _examples_folder() -> Path | None:
+    """Of a checkout or of an installed wheel."""
+    package = Path(jvi.__file__).parent
+    for folder in (package.parent / "examples", package / "_examples"):
+        if (folder / f"{EXAMPLES[0]}.py").is_file():
+            return folder
+    return None
+
+
+def _load(path: Path) -> Any:
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    if specification is None or specification.loader is None:
+        raise FileNotFoundError(path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    sys.exit(main())
