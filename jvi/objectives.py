@@ -16,6 +16,7 @@ from jvi._checks import check_count, leading_axis
 from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, PRNGKey, Scalar
 from jvi._typing import Params as ParamsTree
+from jvi._vectors import vector_first
 from jvi.guides.functions import Guide
 from jvi.models import Model, check_log_density
 
@@ -119,10 +120,11 @@ class MonteCarlo:
     def _terms(self, params: Params, rng: PRNGKey, x: Data) -> dict[str, Array]:
         z, log_q = self.gradient(self.guide, params.guide, rng, x)
         _check_differentiable(z)
+        batched = vector_first if self.num_samples > 1 else lambda function: function
         if not hasattr(self.model, "log_prior"):
-            return {"log joint": self.model.log_joint(params.model, x, z), "log q": log_q}
+            return {"log joint": batched(self.model.log_joint)(params.model, x, z), "log q": log_q}
         split: Any = self.model
-        likelihood = split.log_likelihood(params.model, x, z)
+        likelihood = batched(split.log_likelihood)(params.model, x, z)
         return {"log prior": split.log_prior(params.model, z), "log likelihood": likelihood, "log q": log_q}
 
     def _log_weight(self, params: Params, rng: PRNGKey, x: Data, beta: Any) -> Scalar:

@@ -20,7 +20,7 @@ ROOT = Path(jvi.__file__).parent
 LAYERS = [
     {"_spec", "_typing"},
     {"_tree"},
-    {"_checks", "_bijectors", "_progress"},
+    {"_checks", "_bijectors", "_progress", "_vectors"},
     {"spaces", "bounds", "networks"},
     {"models", "guides.functions"},
     {"guides.gaussian", "guides.conditional"},
