@@ -12,8 +12,8 @@ import numpy as np
 from jvi import _tree
 from jvi._checks import check_data, leading_axis
 from jvi._spec import spec
-from jvi._typing import Array, Data
-from jvi.svi import ORDER, State
+from jvi._typing import Array, Data, PRNGKey
+from jvi.svi import ORDER
 
 _STACK_BYTES = 2**26  # of minibatches sent to the device at once
 _STACK = 64  # how many of them, at most
@@ -23,12 +23,12 @@ _STACK = 64  # how many of them, at most
 class Whole:
     """Every step sees all data."""
 
-    def start(self, state: State, data: Data) -> Any:
+    def start(self, rng: PRNGKey, step: Array, data: Data) -> Any:
         """What the loop holds between steps."""
         return ()
 
-    def next(self, held: Any, state: State, data: Data, i: Array) -> tuple[Any, Data]:
-        """The data of the step that `state` is about to take, the i-th in this chunk."""
+    def next(self, held: Any, rng: PRNGKey, step: Array, data: Data, i: Array) -> tuple[Any, Data]:
+        """The data of this step of the run, the i-th since `start`."""
         return held, data
 
 
@@ -38,15 +38,15 @@ class Shuffled:
 
     batch_size: int
 
-    def start(self, state: State, data: Data) -> Array:
+    def start(self, rng: PRNGKey, step: Array, data: Data) -> Array:
         """This epoch's order [N]."""
-        key = jax.random.fold_in(jax.random.fold_in(state.rng, ORDER), state.step // self._per_epoch(data))
+        key = jax.random.fold_in(jax.random.fold_in(rng, ORDER), step // self._per_epoch(data))
         return jax.random.permutation(key, leading_axis(data))
 
-    def next(self, held: Array, state: State, data: Data, i: Array) -> tuple[Array, Data]:
+    def next(self, held: Array, rng: PRNGKey, step: Array, data: Data, i: Array) -> tuple[Array, Data]:
         """The next minibatch, of a new order when an epoch begins."""
-        place = state.step % self._per_epoch(data)
-        held = jax.lax.cond(place == 0, lambda: self.start(state, data), lambda: held)
+        place = step % self._per_epoch(data)
+        held = jax.lax.cond((place == 0) & (i > 0), lambda: self.start(rng, step, data), lambda: held)
         chosen = jax.lax.dynamic_slice(held, (place * self.batch_size,), (self.batch_size,))
         return held, jax.tree.map(lambda leaf: jnp.take(leaf, chosen, axis=0, mode="clip"), data)
 
@@ -58,11 +58,11 @@ class Shuffled:
 class Stacked:
     """Step i of a chunk sees the i-th of a stack of minibatches."""
 
-    def start(self, state: State, data: Data) -> Any:
+    def start(self, rng: PRNGKey, step: Array, data: Data) -> Any:
         """Nothing is held."""
         return ()
 
-    def next(self, held: Any, state: State, data: Data, i: Array) -> tuple[Any, Data]:
+    def next(self, held: Any, rng: PRNGKey, step: Array, data: Data, i: Array) -> tuple[Any, Data]:
         """The i-th minibatch."""
         return held, jax.tree.map(lambda leaf: leaf[i], data)
 

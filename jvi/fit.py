@@ -79,7 +79,7 @@ def fit(
     rng, x = check_key(rng), jax.tree.map(jnp.asarray, check_data(x))
     if state is None:
         state = _init(svi, rng, x)
-    run = _Run(svi, num_steps, beta, callback, callback_every, progress)
+    run = _Run(svi, num_steps, state, beta, callback, callback_every, progress)
     return run.all(feeds.Whole(), state, x)
 
 
@@ -128,7 +128,7 @@ def fit_batches(
     """
     num_steps = _check_run(svi, num_steps, callback_every)
     rng = check_key(rng)
-    run = _Run(svi, num_steps, beta, callback, callback_every, progress)
+    run = _Run(svi, num_steps, state, beta, callback, callback_every, progress)
     if batch_size is not None:
         data = jax.tree.map(jnp.asarray, check_data(batches, "batches"))
         examples = leading_axis(data, "batches")
@@ -192,9 +192,17 @@ class _Run:
     """The host's side of a run: chunk lengths, reports, progress, the callback's wish to stop."""
 
     def __init__(
-        self, svi: SVI, num_steps: int, beta: Beta, callback: Callback | None, callback_every: int, progress: bool
+        self,
+        svi: SVI,
+        num_steps: int,
+        state: State | None,
+        beta: Beta,
+        callback: Callback | None,
+        callback_every: int,
+        progress: bool,
     ) -> None:
         self.svi, self.remaining, self.done = svi, num_steps, 0
+        self.step = 0 if state is None else int(state.step)
         self.schedule, self.beta = (beta, None) if callable(beta) else (None, None if beta is None else jnp.asarray(beta, float))
         self.callback, self.callback_every = callback, callback_every
         self.progress = Progress(num_steps, progress)
@@ -212,17 +220,19 @@ class _Run:
     def chunk(self, feed: Any, size: int, state: State, data: Data, length: int) -> State:
         """Enter the loop once, for at most `length` steps."""
         began = perf_counter()
-        new, log, count = _loop(self.svi, feed, size, self.schedule, state, data, self.beta, length)
-        log, taken, skipped = jax.device_get((log, count, new.skipped_in_a_row))  # the one sync
+        new, rows = _loop(self.svi, feed, size, self.schedule, state, data, self.beta, length)
+        rows, step, skipped = jax.device_get((rows, new.step, new.skipped_in_a_row))  # the one sync
         self._adapt(length, perf_counter() - began)
-        log = jax.tree.map(lambda rows: rows[:taken], log)
+        taken, self.step = int(step) - self.step, int(step)
+        bound, grad_norm, ess, finite = rows[:taken].T
+        log = Info(bound, grad_norm, ess, finite.astype(bool))
         self.logs.append(log)
-        self.done, self.remaining = self.done + int(taken), self.remaining - int(taken)
+        self.done, self.remaining = self.done + taken, self.remaining - taken
         self.progress.update(self.done, log)
         if skipped >= self.svi.max_skipped:
-            last = new._replace(step=new.step - 1)
-            _, x = feed.next(feed.start(last, data), last, data, taken - 1)
-            raise non_finite_error(self.svi, new, x, self.info(), _beta(self.schedule, self.beta, last.step))
+            last = new.step - 1
+            _, x = feed.next(feed.start(new.rng, last, data), new.rng, last, data, taken - 1)
+            raise non_finite_error(self.svi, new, x, self.info(), _beta(self.schedule, self.beta, last))
         if self.callback is not None and self._ask(new):
             self.remaining = 0
         return new
@@ -273,25 +283,30 @@ def _init(svi: SVI, rng: PRNGKey, x: Data) -> State:
 @partial(jax.jit, static_argnums=(2, 3), donate_argnums=(4,))
 def _loop(
     svi: SVI, feed: Any, size: int, schedule: Callable[[Array], Any] | None, state: State, data: Data, beta: Any, length: int
-) -> tuple[State, Info, Array]:
-    """Up to `length` <= `size` steps, fewer if too many in a row are not finite."""
+) -> tuple[State, Array]:
+    """Up to `length` <= `size` steps, fewer if too many in a row are not finite; and what they reported, [4, size]."""
+    start = state.step
+    keys = jax.vmap(lambda i: jax.random.fold_in(state.rng, start + i))(jnp.arange(size))
 
     def go_on(carry: Any) -> Array:
-        i, state, _, _ = carry
-        return (i < length) & (state.skipped_in_a_row < svi.max_skipped)
+        i, *_, in_a_row = carry
+        return (i < length) & (in_a_row < svi.max_skipped)
 
     def body(carry: Any) -> Any:
-        i, state, held, log = carry
-        held, x = feed.next(held, state, data, i)
-        state, info = svi.step(state, x, beta=_beta(schedule, beta, state.step))
-        log = jax.tree.map(lambda rows, row: rows.at[i].set(row.astype(rows.dtype)), log, info)
-        return i + 1, state, held, log
+        i, params, opt_state, held, log, in_a_row = carry
+        held, x = feed.next(held, state.rng, start + i, data, i)
+        beta_now = _beta(schedule, beta, start + i)
+        key = jax.lax.dynamic_index_in_dim(keys, i, keepdims=False)
+        params, opt_state, info = svi.advance(params, opt_state, key, x, beta=beta_now)
+        row = jnp.stack([value.astype(log.dtype) for value in info])
+        log = jax.lax.dynamic_update_index_in_dim(log, row, i, 0)
+        return i + 1, params, opt_state, held, log, jnp.where(info.finite, 0, in_a_row + 1)
 
-    real = jnp.zeros(size)
-    log = Info(bound=real, grad_norm=real, ess=real, finite=jnp.zeros(size, bool))
-    carry = (jnp.zeros((), jnp.int32), state, feed.start(state, data), log)
-    i, state, _, log = jax.lax.while_loop(go_on, body, carry)
-    return state, log, i
+    held = feed.start(state.rng, start, data)
+    carry = (jnp.zeros((), jnp.int32), state.params, state.opt_state, held, jnp.zeros((size, 4)), state.skipped_in_a_row)
+    i, params, opt_state, _, log, in_a_row = jax.lax.while_loop(go_on, body, carry)
+    skipped = state.skipped + jnp.sum((jnp.arange(size) < i) & (log[:, -1] == 0), dtype=jnp.int32)
+    return State(params, opt_state, state.rng, start + i, skipped, in_a_row), log
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

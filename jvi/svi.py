@@ -119,7 +119,7 @@ def cosine_adam(learning_rate: float = 0.05, num_steps: int = 5_000) -> optax.Gr
 class SVI:
     """Maximization of an objective by stochastic gradients.
 
-    A step whose bound, gradient or update is not finite is skipped: it leaves the parameters and the optimizer's moments as
+    A step whose bound, gradient or learning rate is not finite is skipped: it leaves the parameters and the optimizer's moments as
     they were, and is counted. After `max_skipped` of them in a row `jvi.fit` stops and says what was not finite.
 
     Attributes:
@@ -178,25 +178,40 @@ class SVI:
           The next state, and what happened, about the parameters in `state`.
         """
         rng = jax.random.fold_in(state.rng, state.step)
+        params, opt_state, info = self.advance(state.params, state.opt_state, rng, x, beta=beta)
+        return count(state._replace(params=params, opt_state=opt_state), info.finite), info
+
+    def advance(self, params: Any, opt_state: PyTree, rng: PRNGKey, x: Data, *, beta: Any = 1.0) -> tuple[Any, PyTree, Info]:
+        """What `step` does, but for the counters: the next parameters and optimizer's state, and what happened."""
         ascent = jax.value_and_grad(self.objective, has_aux=True)
-        (bound, aux), grads = ascent(state.params, rng, x, beta=beta)
-        descent = jax.tree.map(jnp.negative, grads)  # optax minimizes; nothing else in jvi is negated
-        updates, opt_state = self._transformation().update(descent, state.opt_state, state.params, value=-bound)
+        (bound, aux), grads = ascent(params, rng, x, beta=beta)
         grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(bound) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(updates))
-        new = State(
-            params=_tree.where(finite, optax.apply_updates(state.params, updates), state.params),
-            opt_state=_tree.where(finite, opt_state, state.opt_state),
-            rng=state.rng,
-            step=state.step + 1,
-            skipped=state.skipped + ~finite,
-            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
-        )
-        return new, Info(bound, grad_norm, _mean_ess(aux.log_w), finite)
+        finite = jnp.isfinite(bound) & jnp.isfinite(grad_norm)
+
+        def take() -> tuple[Any, PyTree, Array]:
+            descent = jax.tree.map(jnp.negative, grads)  # optax minimizes; nothing else in jvi is negated
+            updates, moments = self._transformation().update(descent, opt_state, params, value=-bound)
+            # An update of finite gradients is not finite because its learning rate is not, which one entry shows, or in single
+            # entries, which are left alone: a second pass over all entries is not paid for.
+            one = jnp.isfinite(jnp.ravel(jax.tree.leaves(updates)[0])[0])
+            updates = jax.tree.map(lambda update: jnp.where(jnp.isfinite(update), update, 0.0), updates)
+            return optax.apply_updates(params, updates), moments, one
+
+        params, opt_state, finite = jax.lax.cond(finite, take, lambda: (params, opt_state, finite))
+        return params, opt_state, Info(bound, grad_norm, _mean_ess(aux.log_w), finite)
 
     def _transformation(self) -> optax.GradientTransformationExtraArgs:
         ready = self.optimizer.build() if isinstance(self.optimizer, Recipe) else self.optimizer
         return optax.with_extra_args_support(ready)
+
+
+def count(state: State, finite: Array) -> State:
+    """The counters after a step that was finite or was not."""
+    return state._replace(
+        step=state.step + 1,
+        skipped=state.skipped + ~finite,
+        skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+    )
 
 
 def non_finite_error(svi: SVI, state: State, x: Data, info: Info, beta: Any = 1.0) -> NonFiniteError:
