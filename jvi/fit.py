@@ -76,7 +76,7 @@ def fit(
       ((2000,), 3.0)
     """
     num_steps = _check_run(svi, num_steps, callback_every)
-    rng, x = check_key(rng), jax.tree.map(jnp.asarray, check_data(x))
+    rng, x = check_key(rng), jax.device_put(check_data(x))
     if state is None:
         state = _init(svi, rng, x)
     run = _Run(svi, num_steps, state, beta, callback, callback_every, progress)
@@ -130,7 +130,7 @@ def fit_batches(
     rng = check_key(rng)
     run = _Run(svi, num_steps, state, beta, callback, callback_every, progress)
     if batch_size is not None:
-        data = jax.tree.map(jnp.asarray, check_data(batches, "batches"))
+        data = jax.device_put(check_data(batches, "batches"))
         examples = leading_axis(data, "batches")
         if check_count(batch_size, "batch_size") > examples:
             raise ValueError(f"batch_size must be no more than the {examples} examples in batches, got {batch_size}.")
@@ -296,10 +296,10 @@ def _loop(
         i, params, opt_state, held, log, in_a_row = carry
         held, x = feed.next(held, state.rng, start + i, data, i)
         beta_now = _beta(schedule, beta, start + i)
-        key = jax.lax.dynamic_index_in_dim(keys, i, keepdims=False)
+        key = jax.lax.dynamic_index_in_dim(keys, i, keepdims=False, allow_negative_indices=False)
         params, opt_state, info = svi.advance(params, opt_state, key, x, beta=beta_now)
         row = jnp.stack([value.astype(log.dtype) for value in info])
-        log = jax.lax.dynamic_update_index_in_dim(log, row, i, 0)
+        log = jax.lax.dynamic_update_index_in_dim(log, row, i, 0, allow_negative_indices=False)
         return i + 1, params, opt_state, held, log, jnp.where(info.finite, 0, in_a_row + 1)
 
     held = feed.start(state.rng, start, data)

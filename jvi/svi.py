@@ -185,7 +185,7 @@ class SVI:
         """What `step` does, but for the counters: the next parameters and optimizer's state, and what happened."""
         ascent = jax.value_and_grad(self.objective, has_aux=True)
         (bound, aux), grads = ascent(params, rng, x, beta=beta)
-        grad_norm = optax.tree.norm(grads)
+        grad_norm = jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(grads)))
         finite = jnp.isfinite(bound) & jnp.isfinite(grad_norm)
 
         def take() -> tuple[Any, PyTree, Array]:
