@@ -56,7 +56,10 @@ def main() -> int:
             rows = measure(case, names, options.rounds, options.cold, progress)
             console.print(_table(case, rows))
             lines += ["", f"## {case}", "", *_markdown(rows)]
-    rows = [("peak resident memory over 100 refits", f"{_growth():.1f} MiB more"), ("import jvi", f"{_import_ratio():.3f} times")]
+    rows = [
+        ("peak resident memory over 100 refits", f"{_growth():.1f} MiB more"),
+        ("import jvi", f"{_import_ratio():.3f} times"),
+    ]
     for name, value in rows:
         console.print(f"{name}: {value}")
     lines += ["", f"- Memory: peak resident memory grows by {rows[0][1][:-5]} over 100 refits.",

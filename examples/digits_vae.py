@@ -68,7 +68,9 @@ def main(out: Path, console: Console | None = None, num_steps: int = 6_000) -> d
     # 500 log-weights for each held-out image give the bound at every K that divides 500.
     held_out = jvi.per_example(jvi.iwae(model, guide, num_samples=500))
     log_w = np.asarray(jax.jit(held_out)(state.params, jax.random.key(1), test)[1].log_w)
-    table = Table("K", "bound (nats)", "gain over the K before", title="held-out images: the bound rises in K", title_justify="left")
+    table = Table(
+        "K", "bound (nats)", "gain over the K before", title="held-out images: the bound rises in K", title_justify="left"
+    )
     bounds, last = {}, None
     for k in (1, 5, 50, 500):
         of_image = np.logaddexp.reduce(log_w.reshape(len(test), -1, k), axis=-1).mean(-1) - np.log(k)

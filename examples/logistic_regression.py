@@ -57,7 +57,9 @@ def main(out: Path, console: Console | None = None) -> dict[str, np.ndarray]:
     sd = {name: np.std(one["w"], axis=0) for name, one in draws.items()}
     ratio = sd["mean-field"] / sd["full-rank"]
     order = np.argsort(ratio)
-    table = Table("coefficient", "sd, mean-field", "sd, full-rank", "ratio", title="the same data, two answers", title_justify="left")
+    table = Table(
+        "coefficient", "sd, mean-field", "sd, full-rank", "ratio", title="the same data, two answers", title_justify="left"
+    )
     for j in [*order[:4], *order[-2:]]:
         table.add_row(names[j], f"{sd['mean-field'][j]:.3f}", f"{sd['full-rank'][j]:.3f}", f"{ratio[j]:.2f}")
     table.add_row("median of all 30", *(f"{np.median(values):.3f}" for values in (*sd.values(), ratio)))

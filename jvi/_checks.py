@@ -54,7 +54,7 @@ def check_data(x: Data, name: str = "x") -> Data:
             leaf = np.asarray(leaf)
             if leaf.dtype.kind not in "biufc" and leaf.dtype != jnp.bfloat16:
                 raise TypeError(f"{label} must be an array of numbers, got {type(leaf).__name__} of {leaf.dtype}.")
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.size and not isinstance(leaf, jax.core.Tracer):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.size:
             _check_no_nan(label, leaf)
         return leaf
 

@@ -19,9 +19,16 @@ _STACK_BYTES = 2**26  # of minibatches sent to the device at once
 _STACK = 64  # how many of them, at most
 
 
+CHUNK = 8_192  # steps in one entry into a compiled loop, at most
+
+
 @spec
 class Whole:
     """Every step sees all data."""
+
+    def room(self, step: int, data: Data) -> tuple[int, int]:
+        """How many steps a chunk has room for, always the same; and how many the chunk that starts at `step` may take."""
+        return CHUNK, CHUNK
 
     def start(self, rng: PRNGKey, step: Array, data: Data) -> Any:
         """What the loop holds between steps."""
@@ -38,20 +45,31 @@ class Shuffled:
 
     batch_size: int
 
-    def start(self, rng: PRNGKey, step: Array, data: Data) -> Array:
-        """This epoch's order [N]."""
-        key = jax.random.fold_in(jax.random.fold_in(rng, ORDER), step // self._per_epoch(data))
-        return jax.random.permutation(key, leading_axis(data))
+    def room(self, step: int, data: Data) -> tuple[int, int]:
+        """A chunk ends with an epoch, the first to end after 256 steps or so; it holds the orders of all its epochs."""
+        per_epoch = self._per_epoch(data)
+        steps = self._epochs(data) * per_epoch
+        return min(steps, CHUNK), min(steps - step % per_epoch, CHUNK)
 
-    def next(self, held: Array, rng: PRNGKey, step: Array, data: Data, i: Array) -> tuple[Array, Data]:
-        """The next minibatch, of a new order when an epoch begins."""
-        place = step % self._per_epoch(data)
-        held = jax.lax.cond((place == 0) & (i > 0), lambda: self.start(rng, step, data), lambda: held)
-        chosen = jax.lax.dynamic_slice(held, (place * self.batch_size,), (self.batch_size,))
+    def start(self, rng: PRNGKey, step: Array, data: Data) -> tuple[Array, Array]:
+        """The first epoch of this chunk, and the orders [E, N] of its E epochs."""
+        first = step // self._per_epoch(data)
+        key = jax.random.fold_in(rng, ORDER)
+        epochs = first + jnp.arange(self._epochs(data))
+        return first, jax.vmap(lambda e: jax.random.permutation(jax.random.fold_in(key, e), leading_axis(data)))(epochs)
+
+    def next(self, held: tuple[Array, Array], rng: PRNGKey, step: Array, data: Data, i: Array) -> tuple[Any, Data]:
+        """The next minibatch."""
+        first, orders = held
+        epoch, place = step // self._per_epoch(data), step % self._per_epoch(data)
+        chosen = jax.lax.dynamic_slice(orders, (epoch - first, place * self.batch_size), (1, self.batch_size))[0]
         return held, jax.tree.map(lambda leaf: jnp.take(leaf, chosen, axis=0, mode="clip"), data)
 
     def _per_epoch(self, data: Data) -> int:
         return leading_axis(data) // self.batch_size
+
+    def _epochs(self, data: Data) -> int:
+        return max(1, 256 // self._per_epoch(data))
 
 
 @spec
@@ -81,7 +99,9 @@ class Stacks:
                 f"batches is one data set, {_tree.shapes(batches)}: say batch_size=..., or pass an iterator or a list of minibatches."
             )
         if not isinstance(batches, Iterable):
-            raise TypeError(f"batches must be an iterator of minibatches, or arrays with batch_size; got {type(batches).__name__}.")
+            raise TypeError(
+                f"batches must be an iterator of minibatches, or arrays with batch_size; got {type(batches).__name__}."
+            )
         self._batches, self._iterator, self._count = batches, iter(batches), 0
         first = self._next()
         if first is None:

@@ -28,7 +28,6 @@ __all__ = ["fit", "fit_batches", "monte_carlo"]
 Callback = Callable[[State, Info], bool | None]
 Beta = float | Callable[[Array], Array] | None
 
-_CHUNK = 8_192  # steps in one entry, at most
 _GLANCE = 0.2  # seconds between two looks at a run that somebody watches
 
 
@@ -77,8 +76,7 @@ def fit(
     """
     num_steps = _check_run(svi, num_steps, callback_every)
     rng, x = check_key(rng), jax.device_put(check_data(x))
-    if state is None:
-        state = _init(svi, rng, x)
+    state = _begin(svi, rng, x, state)
     run = _Run(svi, num_steps, state, beta, callback, callback_every, progress)
     return run.all(feeds.Whole(), state, x)
 
@@ -128,19 +126,18 @@ def fit_batches(
     """
     num_steps = _check_run(svi, num_steps, callback_every)
     rng = check_key(rng)
-    run = _Run(svi, num_steps, state, beta, callback, callback_every, progress)
     if batch_size is not None:
         data = jax.device_put(check_data(batches, "batches"))
         examples = leading_axis(data, "batches")
         if check_count(batch_size, "batch_size") > examples:
             raise ValueError(f"batch_size must be no more than the {examples} examples in batches, got {batch_size}.")
-        if state is None:
-            state = _init(svi, rng, jax.tree.map(lambda leaf: leaf[:batch_size], data))
+        state = _begin(svi, rng, jax.tree.map(lambda leaf: leaf[:batch_size], data), state)
+        run = _Run(svi, num_steps, state, beta, callback, callback_every, progress)
         return run.all(feeds.Shuffled(int(batch_size)), state, data)
 
     stacks = feeds.Stacks(batches)
-    if state is None:
-        state = _init(svi, rng, stacks.first)
+    state = _begin(svi, rng, stacks.first, state)
+    run = _Run(svi, num_steps, state, beta, callback, callback_every, progress)
     with run.progress:
         while run.remaining:
             try:
@@ -195,15 +192,17 @@ class _Run:
         self,
         svi: SVI,
         num_steps: int,
-        state: State | None,
+        state: State,
         beta: Beta,
         callback: Callback | None,
         callback_every: int,
         progress: bool,
     ) -> None:
         self.svi, self.remaining, self.done = svi, num_steps, 0
-        self.step = 0 if state is None else int(state.step)
-        self.schedule, self.beta = (beta, None) if callable(beta) else (None, None if beta is None else jnp.asarray(beta, float))
+        self.step = int(state.step)
+        self.schedule, self.beta = (
+            (beta, None) if callable(beta) else (None, None if beta is None else jnp.asarray(beta, float))
+        )
         self.callback, self.callback_every = callback, callback_every
         self.progress = Progress(num_steps, progress)
         self.logs: list[Info] = []
@@ -214,13 +213,14 @@ class _Run:
         """Run to the end."""
         with self.progress:
             while self.remaining:
-                state = self.chunk(feed, _CHUNK, state, data, self.length(_CHUNK))
+                size, most = feed.room(self.step, data)
+                state = self.chunk(feed, size, state, data, self.length(most))
         return state, self.info()
 
     def chunk(self, feed: Any, size: int, state: State, data: Data, length: int) -> State:
         """Enter the loop once, for at most `length` steps."""
         began = perf_counter()
-        new, rows = _loop(self.svi, feed, size, self.schedule, state, data, self.beta, length)
+        new, rows = _loop(self.svi, feed, (size, _block()), self.schedule, state, data, self.beta, length)
         rows, step, skipped = jax.device_get((rows, new.step, new.skipped_in_a_row))  # the one sync
         self._adapt(length, perf_counter() - began)
         taken, self.step = int(step) - self.step, int(step)
@@ -255,13 +255,17 @@ class _Run:
 
     def _adapt(self, length: int, seconds: float) -> None:
         if self.done:  # the first entry may have compiled
-            self.glance = int(np.clip(length * _GLANCE / max(seconds, 1e-6), 1, min(4 * length, _CHUNK)))
+            self.glance = int(np.clip(length * _GLANCE / max(seconds, 1e-6), 1, min(4 * length, feeds.CHUNK)))
 
 
 def _beta(schedule: Callable[[Array], Any] | None, beta: Any, step: Array) -> Any:
     if schedule is not None:
         return schedule(step)
     return 1.0 if beta is None else beta
+
+
+def _begin(svi: SVI, rng: PRNGKey, x: Data, state: State | None) -> State:
+    return _init(svi, rng, x) if state is None else state
 
 
 def _stack(logs: list[Info]) -> Info:
@@ -280,11 +284,24 @@ def _init(svi: SVI, rng: PRNGKey, x: Data) -> State:
     return svi.init(rng, x)
 
 
+def _block() -> int:
+    """Steps between two looks at whether to go on: an accelerator's loop waits for the host at each."""
+    return 1 if jax.default_backend() == "cpu" else 32
+
+
 @partial(jax.jit, static_argnums=(2, 3), donate_argnums=(4,))
 def _loop(
-    svi: SVI, feed: Any, size: int, schedule: Callable[[Array], Any] | None, state: State, data: Data, beta: Any, length: int
+    svi: SVI,
+    feed: Any,
+    sizes: tuple[int, int],
+    schedule: Callable[[Array], Any] | None,
+    state: State,
+    data: Data,
+    beta: Any,
+    length: int,
 ) -> tuple[State, Array]:
-    """Up to `length` <= `size` steps, fewer if too many in a row are not finite; and what they reported, [4, size]."""
+    """Up to `length` steps, fewer if too many in a row are not finite; and what they reported, [size + 1, 4]."""
+    size, block = sizes
     start = state.step
     keys = jax.vmap(lambda i: jax.random.fold_in(state.rng, start + i))(jnp.arange(size))
 
@@ -292,20 +309,25 @@ def _loop(
         i, *_, in_a_row = carry
         return (i < length) & (in_a_row < svi.max_skipped)
 
-    def body(carry: Any) -> Any:
+    def step(carry: Any, _: Any = None) -> tuple[Any, None]:
         i, params, opt_state, held, log, in_a_row = carry
+        running = True if block == 1 else go_on(carry)
         held, x = feed.next(held, state.rng, start + i, data, i)
-        beta_now = _beta(schedule, beta, start + i)
         key = jax.lax.dynamic_index_in_dim(keys, i, keepdims=False, allow_negative_indices=False)
-        params, opt_state, info = svi.advance(params, opt_state, key, x, beta=beta_now)
+        beta_now = _beta(schedule, beta, start + i)
+        params, opt_state, info = svi.advance(params, opt_state, key, x, beta=beta_now, allowed=running)
         row = jnp.stack([value.astype(log.dtype) for value in info])
         log = jax.lax.dynamic_update_index_in_dim(log, row, i, 0, allow_negative_indices=False)
-        return i + 1, params, opt_state, held, log, jnp.where(info.finite, 0, in_a_row + 1)
+        in_a_row = jnp.where(info.finite, 0, in_a_row + running)
+        return (i + running, params, opt_state, held, log, in_a_row), None
+
+    def body(carry: Any) -> Any:
+        return step(carry)[0] if block == 1 else jax.lax.scan(step, carry, length=block)[0]
 
     held = feed.start(state.rng, start, data)
-    carry = (jnp.zeros((), jnp.int32), state.params, state.opt_state, held, jnp.zeros((size, 4)), state.skipped_in_a_row)
+    carry = (jnp.zeros((), jnp.int32), state.params, state.opt_state, held, jnp.zeros((size + 1, 4)), state.skipped_in_a_row)
     i, params, opt_state, _, log, in_a_row = jax.lax.while_loop(go_on, body, carry)
-    skipped = state.skipped + jnp.sum((jnp.arange(size) < i) & (log[:, -1] == 0), dtype=jnp.int32)
+    skipped = state.skipped + jnp.sum((jnp.arange(size + 1) < i) & (log[:, -1] == 0), dtype=jnp.int32)
     return State(params, opt_state, state.rng, start + i, skipped, in_a_row), log
 
 
@@ -313,5 +335,3 @@ def _loop(
 def _monte_carlo(function: Callable[..., Any], num_samples: int, chunk_size: int, rng: PRNGKey, args: Any) -> Any:
     keys = jax.random.split(rng, num_samples)
     return jax.lax.map(lambda key: function(key, *args), keys, batch_size=chunk_size)
-
-

@@ -169,9 +169,7 @@ class _Renyi:
         return bounds.renyi(log_w, self.alpha)
 
 
-def elbo(
-    model: Model, guide: Guide, *, num_samples: int = 1, gradient: Callable[..., Any] | None = None
-) -> MonteCarlo:
+def elbo(model: Model, guide: Guide, *, num_samples: int = 1, gradient: Callable[..., Any] | None = None) -> MonteCarlo:
     """The evidence lower bound E_q[log p(x, z) - log q(z | x)], by the mean of `num_samples` draws; nats.
 
     Args:

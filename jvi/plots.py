@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jvi._typing import Array, Latent
@@ -129,7 +130,9 @@ def pairs(draws: Latent | Mapping[str, Latent], *, most: int = MOST_PAIRS, num_p
                 continue
             for color, (name, (_, table)) in zip(COLORS, tables.items(), strict=False):
                 if i == j:
-                    axes.hist(table[:, i], bins=50, density=True, histtype="step", color=color, linewidth=1.2, label=name or None)
+                    axes.hist(
+                        table[:, i], bins=50, density=True, histtype="step", color=color, linewidth=1.2, label=name or None
+                    )
                     axes.tick_params(labelleft=False, left=False)
                 else:
                     axes.plot(table[:num_points, j], table[:num_points, i], ".", color=color, markersize=1.5, alpha=0.4)
@@ -155,13 +158,13 @@ def khat_tail(log_w: Array | Mapping[str, Array]) -> Any:
       >>> len(jvi.plots.khat_tail(np.random.default_rng(0).normal(size=2_000)).axes)
       1
     """
-    named = {name: np.asarray(values, float) for name, values in _by_name(log_w).items()}
+    named = {name: np.asarray(values) for name, values in _by_name(log_w).items()}
     figure, axes = _figure(5.2, 4.0)
     for color, (name, values) in zip(COLORS, named.items(), strict=False):
         size = int(np.ceil(min(len(values) / 5, 3 * np.sqrt(len(values)))))
         tail = np.exp(np.sort(values)[-size:] - np.median(values))
         survival = np.arange(size, 0, -1) / len(values)
-        khat = float(pareto_khat(np.asarray(values, np.float32)))
+        khat = float(pareto_khat(jnp.asarray(values)))
         label = f"{name}: k-hat {khat:.2f}" if name else f"k-hat {khat:.2f}"
         axes.loglog(tail, survival, ".", color=color, markersize=4, label=label)
         limit = khat_threshold(len(values))

@@ -302,17 +302,13 @@ def cholesky_correlation(size: int) -> Support:
     Its density is with respect to the entries below the diagonal, as in the LKJ distribution of Cholesky factors.
     """
     (size,) = _last_axis("cholesky_correlation", _shape((size,)), least=2)
-    return Support(
-        "cholesky_correlation", (size, size), (size * (size - 1) // 2,), _bijectors.correlation, _wide_limits
-    )
+    return Support("cholesky_correlation", (size, size), (size * (size - 1) // 2,), _bijectors.correlation, _wide_limits)
 
 
 def cholesky_covariance(size: int) -> Support:
     """The Cholesky factor [size, size] of a covariance matrix, exp(u) on the diagonal; size (size + 1) / 2 coordinates."""
     (size,) = _last_axis("cholesky_covariance", _shape((size,)))
-    return Support(
-        "cholesky_covariance", (size, size), (size * (size + 1) // 2,), _bijectors.triangle, _triangle_limits
-    )
+    return Support("cholesky_covariance", (size, size), (size * (size + 1) // 2,), _bijectors.triangle, _triangle_limits)
 
 
 def _elementwise(name: str, shape: Any, bijector: Any, limits: Limits, loc: float = 0.0, scale: float = 1.0) -> Support:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jvi import _tree, bounds
@@ -50,10 +51,10 @@ class Info(NamedTuple):
       finite: whether the step was finite and so was taken.
     """
 
-    bound: Scalar
-    grad_norm: Scalar
-    ess: Scalar
-    finite: Array
+    bound: Array | np.ndarray
+    grad_norm: Array | np.ndarray
+    ess: Array | np.ndarray
+    finite: Array | np.ndarray
 
 
 class FitError(RuntimeError):
@@ -179,14 +180,19 @@ class SVI:
         """
         rng = jax.random.fold_in(state.rng, state.step)
         params, opt_state, info = self.advance(state.params, state.opt_state, rng, x, beta=beta)
-        return count(state._replace(params=params, opt_state=opt_state), info.finite), info
+        return _count(state._replace(params=params, opt_state=opt_state), finite=info.finite), info
 
-    def advance(self, params: Any, opt_state: PyTree, rng: PRNGKey, x: Data, *, beta: Any = 1.0) -> tuple[Any, PyTree, Info]:
-        """What `step` does, but for the counters: the next parameters and optimizer's state, and what happened."""
+    def advance(
+        self, params: Any, opt_state: PyTree, rng: PRNGKey, x: Data, *, beta: Any = 1.0, allowed: Any = True
+    ) -> tuple[Any, PyTree, Info]:
+        """What `step` does, but for the counters: the next parameters and optimizer's state, and what happened.
+
+        Where `allowed` is false the step is not taken, whatever it finds.
+        """
         ascent = jax.value_and_grad(self.objective, has_aux=True)
         (bound, aux), grads = ascent(params, rng, x, beta=beta)
-        grad_norm = jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(grads)))
-        finite = jnp.isfinite(bound) & jnp.isfinite(grad_norm)
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(bound) & jnp.isfinite(grad_norm) & allowed
 
         def take() -> tuple[Any, PyTree, Array]:
             descent = jax.tree.map(jnp.negative, grads)  # optax minimizes; nothing else in jvi is negated
@@ -197,7 +203,7 @@ class SVI:
             updates = jax.tree.map(lambda update: jnp.where(jnp.isfinite(update), update, 0.0), updates)
             return optax.apply_updates(params, updates), moments, one
 
-        params, opt_state, finite = jax.lax.cond(finite, take, lambda: (params, opt_state, finite))
+        params, opt_state, finite = _either(finite, take, lambda: (params, opt_state, finite))
         return params, opt_state, Info(bound, grad_norm, _mean_ess(aux.log_w), finite)
 
     def _transformation(self) -> optax.GradientTransformationExtraArgs:
@@ -205,8 +211,7 @@ class SVI:
         return optax.with_extra_args_support(ready)
 
 
-def count(state: State, finite: Array) -> State:
-    """The counters after a step that was finite or was not."""
+def _count(state: State, finite: Any) -> State:
     return state._replace(
         step=state.step + 1,
         skipped=state.skipped + ~finite,
@@ -233,6 +238,15 @@ def non_finite_error(svi: SVI, state: State, x: Data, info: Info, beta: Any = 1.
         "take a smaller learning rate."
     )
     return NonFiniteError(message, state, info)
+
+
+def _either(condition: Array, take: Callable[[], PyTree], keep: Callable[[], PyTree]) -> PyTree:
+    # A branch copies nothing, and costs a CPU a third of what selecting does (1.05 against 1.20 of an unguarded step); on a GPU
+    # it makes the host wait for the condition, at every step.
+    def branch() -> PyTree:
+        return jax.lax.cond(condition, take, keep)
+
+    return jax.lax.platform_dependent(cpu=branch, default=lambda: _tree.where(condition, take(), keep()))
 
 
 def _mean_ess(log_w: Array) -> Scalar:

@@ -74,7 +74,9 @@ def _rate(kind):
 
 
 def _joint(params, x):
-    return distrax.Joint({"a": distrax.Normal(params[0], 2.0), "b": distrax.MultivariateNormalDiag(params[1], jnp.full(2, 0.5))})
+    return distrax.Joint(
+        {"a": distrax.Normal(params[0], 2.0), "b": distrax.MultivariateNormalDiag(params[1], jnp.full(2, 0.5))}
+    )
 
 
 def _joint_density(x, z):
@@ -113,14 +115,16 @@ CASES = {
         gaussian.Factored(LOC, np.log(SCALE), FACTOR),
         _gaussian(np.diag(SCALE**2) + FACTOR @ FACTOR.T),
     ),
-    "full_rank_constrained": Case(
-        jvi.guides.FullRank(jvi.space(MIXED)), dense(LOC, LOWER), _mixed
-    ),
+    "full_rank_constrained": Case(jvi.guides.FullRank(jvi.space(MIXED)), dense(LOC, LOWER), _mixed),
     "distrax_gamma": Case(
         jvi.guides.from_distribution(lambda rng, x: GAMMA, _rate(distrax.Gamma)), GAMMA, _poisson, 4.0, EVIDENCE_OF_COUNT
     ),
     "tfp_gamma": Case(
-        jvi.guides.from_distribution(lambda rng, x: GAMMA, _rate(tfp.distributions.Gamma)), GAMMA, _poisson, 4.0, EVIDENCE_OF_COUNT
+        jvi.guides.from_distribution(lambda rng, x: GAMMA, _rate(tfp.distributions.Gamma)),
+        GAMMA,
+        _poisson,
+        4.0,
+        EVIDENCE_OF_COUNT,
     ),
     "distrax_joint": Case(
         jvi.guides.from_distribution(lambda rng, x: (1.0, jnp.zeros(2)), _joint), (1.0, np.zeros(2)), _joint_density

@@ -208,7 +208,9 @@ def test_an_epoch_sees_every_example_once_in_a_new_order():
     def spy(x, z):  # the gradient by loc is the datum, so that sgd adds up what it saw
         return x * z["mean"]
 
-    svi = jvi.SVI(jvi.per_example(jvi.elbo(jvi.model(spy), GUIDE, gradient=jvi.gradients.pathwise)), jvi.optimizer(optax.sgd, 1.0))
+    svi = jvi.SVI(
+        jvi.per_example(jvi.elbo(jvi.model(spy), GUIDE, gradient=jvi.gradients.pathwise)), jvi.optimizer(optax.sgd, 1.0)
+    )
     data = 2.0 ** np.arange(12)
     orders = []
     for epochs in (1, 2):

@@ -107,9 +107,7 @@ def verdict(posterior: Posterior, rng: PRNGKey, *, num_samples: int = 40_000, ch
     log_w = log_weights(posterior, rng, num_samples=num_samples, chunk_size=chunk_size)
     size = num_samples // BATCHES
     khat = mean_of(jnp.stack([pareto_khat(log_w[i * size : (i + 1) * size]) for i in range(BATCHES)]))
-    return Verdict(
-        mean_of(log_w), evidence_of(log_w), khat, khat_threshold(size), float(ess(log_w)), num_samples
-    )
+    return Verdict(mean_of(log_w), evidence_of(log_w), khat, khat_threshold(size), float(ess(log_w)), num_samples)
 
 
 def mean_of(values: Array) -> Estimate:
