@@ -1,4 +1,5 @@
-"""The same three problems written for every contender. Each `build` returns `run(seed, x)`, which fits and returns its last bounds.
+"""The same three problems written for every contender. Each `build` returns
+`run(seed, x)`, which fits and returns its bounds.
 
 What is compared is the cost of a step, so all use Adam at the same rate, as many draws, as many steps, float32, and the
 gradient by reparameterization. Other libraries are used as their documentation shows.

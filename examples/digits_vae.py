@@ -1,7 +1,7 @@
 """A variational autoencoder on handwritten digits: amortized inference with a learned model.
 
-Every image x has its own latent z. An encoder network gives q(z | x) for any image at once, a decoder network gives p(x | z),
-and both are trained together on minibatches by the importance-weighted bound, written for one image and one draw.
+Every image x has a latent z. An encoder network gives q(z | x) for any image, a decoder network gives p(x | z), and both are
+trained on minibatches by the importance-weighted bound. All is written for one image and one draw.
 """
 
 from pathlib import Path
@@ -22,8 +22,6 @@ NUM_LATENTS = 8
 
 
 class MLP(nn.Module):
-    """Two hidden layers."""
-
     num_outputs: int
 
     @nn.compact
@@ -58,19 +56,16 @@ def load():
     return images[:1_437], images[1_437:]
 
 
-def main(out: Path, console: Console | None = None, num_steps: int = 6_000) -> dict[int, jvi.diagnostics.Estimate]:
+def main(out: Path, console: Console | None = None, num_steps: int = 6_000) -> dict:
     console = console or Console(highlight=False)
     train, test = load()
     objective = jvi.per_example(jvi.iwae(model, guide, num_samples=5))
     svi = jvi.SVI(objective, jvi.optimizer(jvi.svi.cosine_adam, 2e-3, num_steps=num_steps))
     state, _ = jvi.fit_batches(svi, jax.random.key(0), train, num_steps=num_steps, batch_size=128)
-
     # 500 log-weights for each held-out image give the bound at every K that divides 500.
     held_out = jvi.per_example(jvi.iwae(model, guide, num_samples=500))
     log_w = np.asarray(jax.jit(held_out)(state.params, jax.random.key(1), test)[1].log_w)
-    table = Table(
-        "K", "bound (nats)", "gain over the K before", title="held-out images: the bound rises in K", title_justify="left"
-    )
+    table = Table("K", "bound (nats)", "gain over the K before", title="held-out images: the bound rises in K")
     bounds, last = {}, None
     for k in (1, 5, 50, 500):
         of_image = np.logaddexp.reduce(log_w.reshape(len(test), -1, k), axis=-1).mean(-1) - np.log(k)

@@ -65,7 +65,7 @@ def main(out: Path, console: Console | None = None) -> dict[str, np.ndarray]:
     table.add_row("median of all 30", *(f"{np.median(values):.3f}" for values in (*sd.values(), ratio)))
     console.print(table)
     console.print(
-        f"Mean-field's intervals are {1 / np.median(ratio):.1f} times too narrow in the median, {1 / ratio.min():.1f} times at worst. "
+        f"Mean-field's intervals are {1 / np.median(ratio):.1f} times too narrow in the median, {1 / ratio.min():.1f} at worst. "
         "Avoid it where predictors are correlated and you read the intervals."
     )
 

@@ -31,7 +31,7 @@ def spec(cls: type[T]) -> type[T]:
     """
     check = cls.__dict__.get("__post_init__")
 
-    def __post_init__(self: Any) -> None:
+    def __post_init__(self: Any) -> None:  # noqa: N807
         if check is not None:
             check(self)
         for field in dataclasses.fields(self):

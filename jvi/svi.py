@@ -120,8 +120,9 @@ def cosine_adam(learning_rate: float = 0.05, num_steps: int = 5_000) -> optax.Gr
 class SVI:
     """Maximization of an objective by stochastic gradients.
 
-    A step whose bound, gradient or learning rate is not finite is skipped: it leaves the parameters and the optimizer's moments as
-    they were, and is counted. After `max_skipped` of them in a row `jvi.fit` stops and says what was not finite.
+    A step whose bound or gradient is not finite is skipped: it leaves the parameters and the optimizer's moments as they were, and
+    is counted. So is one whose learning rate is not finite; entries of an update that are not finite are not applied. After
+    `max_skipped` of them in a row `jvi.fit` stops and says what was not finite.
 
     Attributes:
       objective: what to maximize.

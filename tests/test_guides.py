@@ -37,7 +37,7 @@ def test_log_prob_agrees_with_sample_and_log_prob(drawn):
 
 
 def test_log_q_is_a_finite_scalar(drawn):
-    z, log_q = drawn.case.guide.sample_and_log_prob(drawn.params, KEY, drawn.case.x)
+    _, log_q = drawn.case.guide.sample_and_log_prob(drawn.params, KEY, drawn.case.x)
     assert jnp.shape(log_q) == ()
     assert bool(jnp.isfinite(drawn.log_q).all())
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(drawn.z))

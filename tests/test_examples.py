@@ -1,0 +1,123 @@
+"""The examples run, say what they should, and draw; so do the plots and the command line."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+import jvi
+from jvi import plots
+from jvi.__main__ import EXAMPLES, main
+
+FOLDER = Path(jvi.__file__).parent.parent / "examples"
+
+
+def load(name):
+    specification = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def relaxed():
+    """Examples are users' code, and distrax promotes ranks."""
+    with jax.numpy_rank_promotion("allow"):
+        yield Console(file=io.StringIO(), width=100)
+
+
+def pictures(folder):
+    found = list(folder.glob("*.png"))
+    assert all(path.stat().st_size > 5_000 for path in found)
+    return {path.name for path in found}
+
+
+def test_eight_schools(tmp_path, relaxed):
+    verdicts = load("eight_schools").main(tmp_path, relaxed)
+    mean_field, full_rank = verdicts["mean-field"], verdicts["full-rank"]
+    error = np.hypot(mean_field.elbo.standard_error, full_rank.elbo.standard_error)
+    assert full_rank.elbo.value > mean_field.elbo.value - 3 * error  # the richer family
+    assert full_rank.elbo.value < full_rank.log_evidence.value
+    gap = abs(mean_field.log_evidence.value - full_rank.log_evidence.value)  # of one model: both estimate the same number
+    assert gap < 4 * np.hypot(mean_field.log_evidence.standard_error, full_rank.log_evidence.standard_error)
+    assert pictures(tmp_path) == {"eight_schools_trace.png", "eight_schools_marginals.png", "eight_schools_khat.png"}
+
+
+def test_logistic_regression(tmp_path, relaxed):
+    sd = load("logistic_regression").main(tmp_path, relaxed)
+    assert np.median(sd["mean-field"] / sd["full-rank"]) < 0.75
+    assert "NOT RELIABLE" in relaxed.file.getvalue()
+    assert len(pictures(tmp_path)) == 2
+
+
+def test_digits_vae(tmp_path, relaxed):
+    bounds = load("digits_vae").main(tmp_path, relaxed, num_steps=600)
+    values = [bounds[k].value for k in (1, 5, 50, 500)]
+    assert values == sorted(values)
+    assert -30 < values[-1] < -10
+    assert pictures(tmp_path) == {"digits_vae.png"}
+
+
+@pytest.mark.quick
+def test_examples_are_short():
+    for name in EXAMPLES:
+        assert len((FOLDER / f"{name}.py").read_text().splitlines()) <= 100, name
+
+
+@pytest.mark.quick
+def test_plots_of_one_and_of_several(tmp_path):
+    rng = np.random.default_rng(0)
+    info = jvi.Info(*rng.normal(size=(3, 1_000)), finite=rng.uniform(size=1_000) < 0.9)
+    draws = {"a": rng.normal(size=300), "b": {"c": rng.normal(size=(300, 2))}}
+    figures = [
+        plots.trace(info),
+        plots.trace({"one": info, "two": info}),
+        plots.marginals(draws, reference={"a": (0.0, 1.0)}),
+        plots.pairs({"one": draws, "two": draws}),
+        plots.khat_tail(rng.normal(size=1_000)),
+        plots.khat_tail({"one": rng.normal(size=1_000)}),
+    ]
+    titles = [axes.get_title() for axes in figures[2].axes]
+    assert titles == ["a", "b.c[0]", "b.c[1]"]
+    for i, figure in enumerate(figures):
+        figure.savefig(tmp_path / f"{i}.png")
+    assert len(pictures(tmp_path)) == 6
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plots.trace(info._replace(finite=np.zeros(1_000, bool)))
+
+
+@pytest.mark.quick
+def test_the_command_line(capsys):
+    assert main(["info"]) == 0
+    shown = capsys.readouterr().out
+    assert jax.__version__ in shown
+    assert "float32" in shown
+    for arguments, code in ((["--help"], 0), (["demo", "--help"], 0), (["nonsense"], 2), ([], 2)):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == code
+    done = subprocess.run([sys.executable, "-W", "ignore", "-m", "jvi", "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "demo" in done.stdout
+
+
+def test_progress_is_shown_on_a_terminal_only(monkeypatch, capsys):
+    from jvi._progress import Progress
+
+    model = jvi.model(lambda x, z: -0.5 * z**2)
+    svi = jvi.SVI(jvi.elbo(model, jvi.guides.MeanField(jvi.space(jvi.real()))))
+    jvi.fit(svi, jax.random.key(0), num_steps=50)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes that for a terminal
+    assert Progress(10, True).shown
+    assert not Progress(10, False).shown
+    jvi.fit(svi, jax.random.key(0), num_steps=5_000)
+    assert "bound" in capsys.readouterr().err
