@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jvi import bounds, diagnostics, gradients, guides, models, networks, objectives, posterior, spaces, svi
+from jvi import bounds, diagnostics, gradients, guides, models, networks, objectives, plots, posterior, spaces, svi
 from jvi.fit import fit, fit_batches
 from jvi.models import learned, model, split
 from jvi.objectives import elbo, iwae, per_example, renyi
@@ -55,6 +55,7 @@ __all__ = [
     "optimizer",
     "ordered",
     "per_example",
+    "plots",
     "positive",
     "positive_ordered",
     "posterior",
