@@ -200,9 +200,8 @@ class _Run:
     ) -> None:
         self.svi, self.remaining, self.done = svi, num_steps, 0
         self.step = int(state.step)
-        self.schedule, self.beta = (
-            (beta, None) if callable(beta) else (None, None if beta is None else jnp.asarray(beta, float))
-        )
+        self.schedule = beta if callable(beta) else None
+        self.beta = None if beta is None or callable(beta) else jnp.asarray(beta, float)
         self.callback, self.callback_every = callback, callback_every
         self.progress = Progress(num_steps, progress)
         self.logs: list[Info] = []
@@ -224,7 +223,7 @@ class _Run:
         rows, step, skipped = jax.device_get((rows, new.step, new.skipped_in_a_row))  # the one sync
         self._adapt(length, perf_counter() - began)
         taken, self.step = int(step) - self.step, int(step)
-        bound, grad_norm, ess, finite = rows[:taken].T
+        bound, grad_norm, ess, finite = rows[:taken].T.copy()  # of a view, the whole buffer would be kept
         log = Info(bound, grad_norm, ess, finite.astype(bool))
         self.logs.append(log)
         self.done, self.remaining = self.done + taken, self.remaining - taken
@@ -265,7 +264,9 @@ def _beta(schedule: Callable[[Array], Any] | None, beta: Any, step: Array) -> An
 
 
 def _begin(svi: SVI, rng: PRNGKey, x: Data, state: State | None) -> State:
-    return _init(svi, rng, x) if state is None else state
+    if state is None:
+        return _init(svi, rng, x)
+    return state._replace(skipped_in_a_row=jnp.zeros((), jnp.int32))  # a new run, a new chance
 
 
 def _stack(logs: list[Info]) -> Info:

@@ -201,6 +201,10 @@ def test_a_run_of_non_finite_steps_stops_with_the_names_of_what_went_bad():
     assert len(info.bound) == int(state.step) < 1_000
     assert not info.finite[-7:].any()
     assert bool(jnp.isfinite(state.params.guide.loc).all())
+    gentle = jvi.SVI(jvi.elbo(jvi.split(log_prior, log_likelihood), GUIDE), jvi.optimizer(optax.sgd, 0.01))
+    resumed, info = jvi.fit(gentle, KEY, np.ones(3), num_steps=5, state=state)  # nothing was lost: go on from there
+    assert info.finite.all()
+    assert int(resumed.skipped) == 7
 
 
 @pytest.mark.quick
