@@ -183,7 +183,10 @@ def _hand_vae(case: Case, adam: Any) -> Callable[[int, Any], np.ndarray]:
         def step(carry, t):
             params, moments = carry
             chosen = jax.lax.dynamic_slice(order, (t * BATCH,), (BATCH,))
-            loss = lambda params: -elbo(params, jax.random.fold_in(key, t), x[chosen])  # noqa: E731
+
+            def loss(params):
+                return -elbo(params, jax.random.fold_in(key, t), x[chosen])
+
             value, grads = jax.value_and_grad(loss)(params)
             updates, moments = adam.update(grads, moments)
             return (optax.apply_updates(params, updates), moments), -value

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from jvi import bounds, diagnostics, gradients, guides, models, networks, objectives, plots, posterior, spaces, svi
+from jvi import bounds, diagnostics, gradients, guides, models, networks, objectives, plots, posterior, spaces, supports, svi
 from jvi.fit import fit, fit_batches
 from jvi.models import learned, model, split
 from jvi.objectives import elbo, iwae, per_example, renyi
 from jvi.posterior import Posterior
-from jvi.spaces import (
+from jvi.spaces import space
+from jvi.supports import (
     cholesky_correlation,
     cholesky_covariance,
     interval,
@@ -18,7 +19,6 @@ from jvi.spaces import (
     positive_ordered,
     real,
     simplex,
-    space,
     unit_interval,
     unit_vector,
     upper_bounded,
@@ -65,6 +65,7 @@ __all__ = [
     "space",
     "spaces",
     "split",
+    "supports",
     "svi",
     "unit_interval",
     "unit_vector",

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
 from jvi._checks import check_data
+from jvi._loops import monte_carlo
 from jvi._spec import spec
 from jvi._typing import Array, Data, Estimate, Latent, PRNGKey, PyTree, Scalar
-from jvi.fit import monte_carlo
 from jvi.guides.functions import Guide
 from jvi.models import Model
 from jvi.objectives import Params

@@ -180,20 +180,21 @@ class SVI:
           The next state, and what happened, about the parameters in `state`.
         """
         rng = jax.random.fold_in(state.rng, state.step)
-        params, opt_state, info = self.advance(state.params, state.opt_state, rng, x, beta=beta)
-        return _count(state._replace(params=params, opt_state=opt_state), finite=info.finite), info
+        params, opt_state, in_a_row, info = self.advance(
+            state.params, state.opt_state, state.skipped_in_a_row, rng, x, beta=beta
+        )
+        return State(params, opt_state, state.rng, state.step + 1, state.skipped + (in_a_row > 0), in_a_row), info
 
     def advance(
-        self, params: Any, opt_state: PyTree, rng: PRNGKey, x: Data, *, beta: Any = 1.0, allowed: Any = True
-    ) -> tuple[Any, PyTree, Info]:
-        """What `step` does, but for the counters: the next parameters and optimizer's state, and what happened.
+        self, params: Any, opt_state: PyTree, in_a_row: Array, rng: PRNGKey, x: Data, *, beta: Any = 1.0, allowed: Any = True
+    ) -> tuple[Any, PyTree, Array, Info]:
+        """What `step` does to the parameters, the optimizer's state and the count of skipped steps in a row; and what happened.
 
-        Where `allowed` is false the step is not taken, whatever it finds.
+        Where `allowed` is false the step is not taken, nor counted.
         """
         ascent = jax.value_and_grad(self.objective, has_aux=True)
         (bound, aux), grads = ascent(params, rng, x, beta=beta)
         grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(bound) & jnp.isfinite(grad_norm) & allowed
 
         def take() -> tuple[Any, PyTree, Array]:
             descent = jax.tree.map(jnp.negative, grads)  # optax minimizes; nothing else in jvi is negated
@@ -202,22 +203,18 @@ class SVI:
             # entries, which are left alone: a second pass over all entries is not paid for.
             one = jnp.isfinite(jnp.ravel(jax.tree.leaves(updates)[0])[0])
             updates = jax.tree.map(lambda update: jnp.where(jnp.isfinite(update), update, 0.0), updates)
-            return optax.apply_updates(params, updates), moments, one
+            return optax.apply_updates(params, updates), moments, jnp.where(one, 0, in_a_row + 1)
 
-        params, opt_state, finite = _either(finite, take, lambda: (params, opt_state, finite))
-        return params, opt_state, Info(bound, grad_norm, _mean_ess(aux.log_w), finite)
+        def keep() -> tuple[Any, PyTree, Array]:
+            return params, opt_state, in_a_row + allowed
+
+        taken = jnp.isfinite(bound) & jnp.isfinite(grad_norm) & allowed
+        params, opt_state, in_a_row = _either(taken, take, keep)
+        return params, opt_state, in_a_row, Info(bound, grad_norm, _mean_ess(aux.log_w), in_a_row == 0)
 
     def _transformation(self) -> optax.GradientTransformationExtraArgs:
         ready = self.optimizer.build() if isinstance(self.optimizer, Recipe) else self.optimizer
         return optax.with_extra_args_support(ready)
-
-
-def _count(state: State, finite: Any) -> State:
-    return state._replace(
-        step=state.step + 1,
-        skipped=state.skipped + ~finite,
-        skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
-    )
 
 
 def non_finite_error(svi: SVI, state: State, x: Data, info: Info, beta: Any = 1.0) -> NonFiniteError:

@@ -39,7 +39,7 @@ def exact_posterior(x):
 @pytest.mark.parametrize("num_data", [10, 10_000])
 @pytest.mark.parametrize("gradient", [None, jvi.gradients.pathwise])
 def test_the_default_optimizer_recovers_the_exact_mean_and_sd(num_data, gradient):
-    """Eight runs: errors in posterior sds within five standard errors of their mean, plus float32's rounding of the sums."""
+    """Eight runs: errors in posterior sds within five standard errors of their mean, plus the parameters' last place."""
     x = np.random.default_rng(1).normal(1.3, 1.0, num_data)
     mean, sd = exact_posterior(x)
     svi = jvi.SVI(jvi.elbo(jvi.model(log_joint), GUIDE, gradient=gradient))
@@ -51,9 +51,10 @@ def test_the_default_optimizer_recovers_the_exact_mean_and_sd(num_data, gradient
         assert info.finite.all()
     errors = np.array(errors)
     standard_error = errors.std(0, ddof=1) / np.sqrt(len(errors))
-    assert (np.abs(errors.mean(0)) < 5.0 * standard_error + 5e-4).all(), errors
+    last_place = np.array([np.spacing(np.float32(mean)) / sd, np.spacing(np.float32(-np.log(sd)))])
+    assert (np.abs(errors.mean(0)) < 5.0 * standard_error + last_place).all(), errors
     if gradient is None:  # sticking the landing: no Monte Carlo error is left at the exact posterior
-        assert np.abs(errors).max() < 2e-3
+        assert (np.abs(errors) < 5.0 * last_place).all()
 
 
 class Counter:
@@ -127,6 +128,20 @@ def test_fit_is_step_by_step_and_resumes_bit_for_bit():
             np.testing.assert_allclose(one.bound, expected, rtol=1e-5)  # about the parameters that the step started from
             np.testing.assert_allclose(one.bound, info.bound[t], rtol=1e-5)
     np.testing.assert_allclose(state.params.guide.loc, whole.params.guide.loc, rtol=1e-5)
+
+
+@pytest.mark.quick
+def test_the_masked_loop_of_accelerators_takes_the_same_steps(monkeypatch):
+    svi = jvi.SVI(jvi.elbo(jvi.model(log_joint), GUIDE), jvi.optimizer(optax.adam, 1e-2), max_skipped=3)
+    runs = []
+    for masked in (False, True):
+        monkeypatch.setattr("jvi._run._masked", lambda masked=masked: masked)
+        state, info = jvi.fit(svi, KEY, jnp.ones(5), num_steps=40)  # 40 steps leave a block of 32 unfinished
+        with pytest.raises(jvi.NonFiniteError) as caught:
+            jvi.fit(svi, KEY, jnp.full(5, jnp.inf), num_steps=40)
+        runs.append((state.params, state.step, info, caught.value.state.step, caught.value.info.finite))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *runs)
+    assert (int(runs[1][1]), int(runs[1][3])) == (40, 3)
 
 
 @pytest.mark.quick

@@ -1,0 +1,136 @@
+"""What runs compiled. This is the only file that jits.
+
+How many steps a loop takes is an argument and not a shape, so that any number of steps, on any data of the same shapes, runs the
+same program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvi._ahead import draw_ahead
+from jvi._checks import check_count, check_key
+from jvi._typing import Array, Data, PRNGKey, PyTree
+from jvi.svi import SVI, State
+
+# Steps that are drawn for at once, and the bytes of it, at most.
+_AHEAD, _AHEAD_MASKED = (256, 2**20), (32, 2**26)
+
+
+# It runs once, so that what counts is the time to compile it.
+@partial(jax.jit, static_argnums=(3,), compiler_options={"xla_backend_optimization_level": 1})
+def init(svi: SVI, rng: PRNGKey, x: Data, batch_size: int | None = None) -> State:
+    """The state before the first step, for minibatches of `batch_size` or all of `x`."""
+    return svi.init(rng, jax.tree.map(lambda leaf: leaf[:batch_size], x) if batch_size else x)
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4), donate_argnums=(5,))
+def loop(
+    svi: SVI,
+    feed: Any,
+    size: int,
+    masked: bool,
+    schedule: Callable[[Array], Any] | None,
+    state: State,
+    data: Data,
+    beta: Any,
+    length: int,
+) -> tuple[State, Array]:
+    """Up to `length` steps, fewer if too many in a row are not finite; and what they reported, [size + 1, 4].
+
+    With `masked`, blocks of steps are run through, and those past the end do nothing: an accelerator waits for the host wherever a
+    loop asks whether to go on.
+    """
+    start = state.step
+
+    def step(key: PRNGKey, carry: Any) -> Any:
+        i, params, opt_state, in_a_row, held, log = carry
+        running = go_on(carry) if masked else True
+        held, x = feed.next(held, state.rng, start + i, data, i)
+        beta_now = beta_at(schedule, beta, start + i)
+        params, opt_state, in_a_row, info = svi.advance(params, opt_state, in_a_row, key, x, beta=beta_now, allowed=running)
+        row = jnp.stack([value.astype(log.dtype) for value in info])
+        log = jax.lax.dynamic_update_index_in_dim(log, row, i, 0, allow_negative_indices=False)
+        return i + running, params, opt_state, in_a_row, held, log
+
+    def go_on(carry: Any) -> Array:
+        i, _, _, in_a_row, *_ = carry
+        return (i < length) & (in_a_row < svi.max_skipped)
+
+    held, log = feed.start(state.rng, start, data), jnp.zeros((size + 1, 4))
+    carry = (jnp.zeros((), jnp.int32), state.params, state.opt_state, state.skipped_in_a_row, held, log)
+    draw, rest = draw_ahead(step, state.rng, carry)
+    block = min(size, _block(draw, state.rng, *(_AHEAD_MASKED if masked else _AHEAD)))
+
+    def some(carry: Any) -> Any:
+        first = carry[0]
+        keys = jax.vmap(lambda i: jax.random.fold_in(state.rng, start + first + i))(jnp.arange(block))
+        draws = jax.vmap(draw)(keys)
+        if masked:
+            return jax.lax.scan(lambda carry, now: (rest(now, carry), None), carry, draws, length=block)[0]
+
+        def one(carry: Any) -> Any:
+            return rest([_row(leaf, carry[0] - first) for leaf in draws], carry)
+
+        return jax.lax.while_loop(lambda carry: go_on(carry) & (carry[0] - first < block), one, carry)
+
+    i, params, opt_state, in_a_row, _, log = jax.lax.while_loop(go_on, some, carry)
+    return State(params, opt_state, state.rng, start + i, state.skipped, in_a_row), log
+
+
+def _row(array: Array, i: Array) -> Array:
+    return jax.lax.dynamic_index_in_dim(array, i, keepdims=False, allow_negative_indices=False)
+
+
+def beta_at(schedule: Callable[[Array], Any] | None, beta: Any, step: Array) -> Any:
+    """The weight of the KL term at a step."""
+    if schedule is not None:
+        return schedule(step)
+    return 1.0 if beta is None else beta
+
+
+def monte_carlo(
+    function: Callable[..., PyTree], rng: PRNGKey, *args: Any, num_samples: int, chunk_size: int | None = None
+) -> PyTree:
+    """Evaluate `function(rng, *args)` for `num_samples` keys, compiled, and stack the results.
+
+    Args:
+      function: a spec or a function, compared by value or identity; its compiled form is kept.
+      rng: key; `num_samples` keys are split from it, the same ones whatever `chunk_size` is.
+      args: pytrees of arrays and specs.
+      num_samples: S.
+      chunk_size: how many are evaluated at once, to bound memory; all by default.
+
+    Returns:
+      The results, each leaf [S, ...].
+
+    Raises:
+      TypeError: if `rng` is no typed key.
+      ValueError: if a count is less than 1.
+
+    Example:
+      >>> import jax, jvi
+      >>> from jvi._loops import monte_carlo
+      >>> monte_carlo(jax.random.normal, jax.random.key(0), num_samples=10, chunk_size=4).shape
+      (10,)
+    """
+    rng, num_samples = check_key(rng), check_count(num_samples, "num_samples")
+    chunk_size = num_samples if chunk_size is None else check_count(chunk_size, "chunk_size")
+    return _monte_carlo(function, num_samples, min(chunk_size, num_samples), rng, args)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _monte_carlo(function: Callable[..., Any], num_samples: int, chunk_size: int, rng: PRNGKey, args: Any) -> Any:
+    keys = jax.random.split(rng, num_samples)
+    return jax.lax.map(lambda key: function(key, *args), keys, batch_size=chunk_size)
+
+
+def _block(draw: Callable[[PRNGKey], list[Array]], rng: PRNGKey, steps: int, room: int) -> int:
+    arrays = [leaf for leaf in jax.eval_shape(draw, rng) if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+    return int(np.clip(room // max(sum(leaf.size * leaf.dtype.itemsize for leaf in arrays), 1), 1, steps))

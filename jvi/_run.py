@@ -1,0 +1,108 @@
+"""The host's side of a run.
+
+A run is a compiled loop of many steps, entered again and again: between two entries, once a chunk, the host reads what the
+steps reported, shows it and asks the callback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvi import _feeds as feeds
+from jvi._loops import beta_at, loop
+from jvi._progress import Progress
+from jvi._typing import Array, Data
+from jvi.svi import SVI, Info, State, non_finite_error
+
+Callback = Callable[[State, Info], bool | None]
+Beta = float | Callable[[Array], Array] | None
+
+_GLANCE = 0.2  # seconds between two looks at a run that somebody watches
+
+
+class Run:
+    """The host's side of a run: chunk lengths, reports, progress, the callback's wish to stop."""
+
+    def __init__(
+        self,
+        svi: SVI,
+        num_steps: int,
+        state: State,
+        beta: Beta,
+        callback: Callback | None,
+        callback_every: int,
+        progress: bool,
+    ) -> None:
+        self.svi, self.remaining, self.done = svi, num_steps, 0
+        self.step, self.skipped = int(state.step), int(state.skipped)
+        self.schedule = beta if callable(beta) else None
+        self.beta = None if beta is None or callable(beta) else jnp.asarray(beta, float)
+        self.callback, self.callback_every = callback, callback_every
+        self.progress = Progress(num_steps, progress)
+        self.logs: list[Info] = []
+        self.asked = 0  # how many of the logs the callback has seen
+        self.glance = 32  # steps until the next look at a run that somebody watches
+
+    def all(self, feed: Any, state: State, data: Data) -> tuple[State, Info]:
+        """Run to the end."""
+        with self.progress:
+            while self.remaining:
+                size, most = feed.room(self.step, data)
+                state = self.chunk(feed, size, state, data, self.length(most))
+        return state, self.info()
+
+    def chunk(self, feed: Any, size: int, state: State, data: Data, length: int) -> State:
+        """Enter the loop once, for at most `length` steps."""
+        began = perf_counter()
+        new, rows = loop(self.svi, feed, size, _masked(), self.schedule, state, data, self.beta, length)
+        rows, step, in_a_row = jax.device_get((rows, new.step, new.skipped_in_a_row))  # the one sync
+        self._adapt(length, perf_counter() - began)
+        taken, self.step = int(step) - self.step, int(step)
+        bound, grad_norm, ess, finite = rows[:taken].T.copy()  # of a view, the whole buffer would be kept
+        log = Info(bound, grad_norm, ess, finite.astype(bool))
+        self.logs.append(log)
+        self.done, self.remaining = self.done + taken, self.remaining - taken
+        self.progress.update(self.done, log)
+        self.skipped += int(np.sum(~log.finite))
+        new = new._replace(skipped=jax.device_put(np.int32(self.skipped)))
+        if in_a_row >= self.svi.max_skipped:
+            last = new.step - 1
+            _, x = feed.next(feed.start(new.rng, last, data), new.rng, last, data, taken - 1)
+            raise non_finite_error(self.svi, new, x, self.info(), beta_at(self.schedule, self.beta, last))
+        if self.callback is not None and self._ask(new):
+            self.remaining = 0
+        return new
+
+    def info(self) -> Info:
+        """What all steps reported, stacked."""
+        return _stack(self.logs)
+
+    def length(self, most: int) -> int:
+        """How many steps the next entry should take, at most `most`."""
+        if self.callback is not None:  # never by the clock: a run that stops early must do so at the same step again
+            return min(self.remaining, self.callback_every - self.done % self.callback_every, most)
+        return min(self.remaining, self.glance if self.progress.shown else most, most)
+
+    def _ask(self, state: State) -> bool:
+        if self.remaining and self.done % self.callback_every:
+            return False
+        news, self.asked = self.logs[self.asked :], len(self.logs)
+        return bool(self.callback and self.callback(state, _stack(news)))
+
+    def _adapt(self, length: int, seconds: float) -> None:
+        if self.done:  # the first entry may have compiled
+            self.glance = int(np.clip(length * _GLANCE / max(seconds, 1e-6), 1, min(4 * length, feeds.CHUNK)))
+
+
+def _stack(logs: list[Info]) -> Info:
+    return Info(*(np.concatenate(rows) for rows in zip(*logs, strict=True)))
+
+
+def _masked() -> bool:
+    return jax.default_backend() != "cpu"
