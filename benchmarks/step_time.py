@@ -49,7 +49,7 @@ def main() -> int:
     names = [name for name in BUILDERS if name == REFERENCE or not options.only or name in options.only]
     names = [name for name in names if name not in LIBRARIES or importlib.util.find_spec(LIBRARIES[name])]
     console = Console(highlight=False)
-    lines = [f"# Step time, {date.today()}", "", f"Device: {_device()}. `python -m benchmarks.step_time`", ""]
+    lines = [f"# Step time, {date.today()}", "", f"Device: {device_name()}. `python -m benchmarks.step_time`", ""]
     lines += ["Ratios to the hand-written loop, medians of rounds; in brackets the reference's own microseconds a step."]
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for case in options.case or CASES:
@@ -163,7 +163,7 @@ def _touch_device() -> None:
         jax.block_until_ready(jax.device_put(np.zeros(1)))
 
 
-def _device() -> str:
+def device_name() -> str:
     import jax
 
     kinds = {device.device_kind for device in jax.devices()}

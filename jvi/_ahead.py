@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jax.extend.core import Var, jaxpr_as_fun
 
 
-def draw_ahead(function: Callable[..., Any], key: Any, *args: Any) -> tuple[Callable[[Any], list[Any]], Callable[..., Any]]:
+def draw_ahead(
+    function: Callable[..., Any], key: Any, *args: Any, most: float = float("inf")
+) -> tuple[Callable[[Any], list[Any]], Callable[..., Any]]:
     """Part `function(key, *args)` in two: `rest(draw(key), *args)`, with all that only the key decides in `draw`.
 
     A loop can then draw for many steps at once under `jax.vmap`, the very same numbers. Drawing a few at a time costs a CPU
@@ -22,6 +24,7 @@ def draw_ahead(function: Callable[..., Any], key: Any, *args: Any) -> tuple[Call
       function: traced once.
       key: typed key.
       args: what it will be called with, or the shapes of it.
+      most: bytes that one draw may take; where it would take more, nothing but the key is drawn.
 
     Returns:
       `draw(key)`, a list of arrays, and `rest(draws, *args)`.
@@ -36,7 +39,9 @@ def draw_ahead(function: Callable[..., Any], key: Any, *args: Any) -> tuple[Call
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(key, *args)
     jaxpr = closed.jaxpr
-    known, head, tail = [jaxpr.invars[0]], [], []
+    known: list[Any] = [jaxpr.invars[0]]
+    head: list[Any] = []
+    tail: list[Any] = []
     for eqn in jaxpr.eqns:
         inputs = _variables(eqn.invars)
         if inputs and set(known).issuperset(inputs) and not eqn.effects and _is_parted(inputs, eqn.outvars):
@@ -46,6 +51,9 @@ def draw_ahead(function: Callable[..., Any], key: Any, *args: Any) -> tuple[Call
             tail.append(eqn)
     used = {var for eqn in tail for var in _variables(eqn.invars)} | set(_variables(jaxpr.outvars))
     handed = [var for var in known if var in used]
+
+    if sum(var.aval.size * var.aval.dtype.itemsize for var in handed if not _is_key(var)) > most:
+        head, tail, handed = [], jaxpr.eqns, jaxpr.invars[:1]
 
     def part(inputs: list[Var], eqns: list[Any], out: list[Any]) -> Callable[..., list[Any]]:
         return jaxpr_as_fun(closed.replace(jaxpr=jaxpr.replace(invars=inputs, eqns=eqns, outvars=out)))
@@ -60,5 +68,8 @@ def _variables(atoms: list[Any]) -> list[Any]:
 
 
 def _is_parted(inputs: list[Any], out: list[Any]) -> bool:
-    takes_a_key = any(jnp.issubdtype(var.aval.dtype, jax.dtypes.prng_key) for var in inputs)
-    return takes_a_key or sum(var.aval.size for var in out) <= sum(var.aval.size for var in inputs)
+    return any(map(_is_key, inputs)) or sum(var.aval.size for var in out) <= sum(var.aval.size for var in inputs)
+
+
+def _is_key(var: Any) -> bool:
+    return jnp.issubdtype(var.aval.dtype, jax.dtypes.prng_key)

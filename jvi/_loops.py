@@ -12,15 +12,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jvi._ahead import draw_ahead
 from jvi._checks import check_count, check_key
 from jvi._typing import Array, Data, PRNGKey, PyTree
 from jvi.svi import SVI, State
 
-# Steps that are drawn for at once, and the bytes of it, at most.
-_AHEAD, _AHEAD_MASKED = (256, 2**20), (32, 2**26)
+# Steps that are drawn for at once, and bytes that a step may draw. On a CPU, drawing more than a little costs what it costs, and
+# drawing ahead would only add to what is compiled; on an accelerator every kernel that leaves the loop is a gain.
+_AHEAD, _AHEAD_MASKED = (256, 2**10), (32, 2**21)
 
 
 # It runs once, so that what counts is the time to compile it.
@@ -65,8 +65,9 @@ def loop(
 
     held, log = feed.start(state.rng, start, data), jnp.zeros((size + 1, 4))
     carry = (jnp.zeros((), jnp.int32), state.params, state.opt_state, state.skipped_in_a_row, held, log)
-    draw, rest = draw_ahead(step, state.rng, carry)
-    block = min(size, _block(draw, state.rng, *(_AHEAD_MASKED if masked else _AHEAD)))
+    steps, most = _AHEAD_MASKED if masked else _AHEAD
+    draw, rest = draw_ahead(step, state.rng, carry, most=most)
+    block = min(size, steps)
 
     def some(carry: Any) -> Any:
         first = carry[0]
@@ -131,6 +132,25 @@ def _monte_carlo(function: Callable[..., Any], num_samples: int, chunk_size: int
     return jax.lax.map(lambda key: function(key, *args), keys, batch_size=chunk_size)
 
 
-def _block(draw: Callable[[PRNGKey], list[Array]], rng: PRNGKey, steps: int, room: int) -> int:
-    arrays = [leaf for leaf in jax.eval_shape(draw, rng) if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
-    return int(np.clip(room // max(sum(leaf.size * leaf.dtype.itemsize for leaf in arrays), 1), 1, steps))
+@partial(jax.jit, static_argnums=(0,))
+def call(function: Callable[..., PyTree], *args: Any) -> PyTree:
+    """`function(*args)`, compiled; a spec compiles once for all that equal it."""
+    return function(*args)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def rows(function: Callable[..., PyTree], lanes: int, x: Data, u: Array, count: int) -> PyTree:
+    """`function(x, row)` of the first `count` rows of u [S, ...], `lanes` at a time; what lies behind them is arbitrary.
+
+    How many rows there are is an argument, so that a few and a few hundred run the same program at their own cost.
+    """
+
+    def some(carry: Any) -> Any:
+        i, out = carry
+        start = jnp.minimum(i, u.shape[0] - lanes)
+        found = jax.vmap(lambda row: function(x, row))(jax.lax.dynamic_slice_in_dim(u, start, lanes))
+        return i + lanes, jax.tree.map(lambda all, new: jax.lax.dynamic_update_slice_in_dim(all, new, start, 0), out, found)
+
+    shape = jax.eval_shape(function, x, u[0])
+    out = jax.tree.map(lambda leaf: jnp.zeros((u.shape[0], *leaf.shape), leaf.dtype), shape)
+    return jax.lax.while_loop(lambda carry: carry[0] < count, some, (jnp.zeros((), jnp.int32), out))[1]
