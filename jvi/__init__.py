@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from jvi import bounds, diagnostics, gradients, guides, models, networks, objectives, plots, posterior, spaces, supports, svi
+from jvi import (
+    bounds,
+    diagnostics,
+    gaussian_fits,
+    gradients,
+    guides,
+    models,
+    networks,
+    objectives,
+    plots,
+    posterior,
+    spaces,
+    supports,
+    svi,
+)
+from jvi.diagnostics import diagnose
 from jvi.fit import fit, fit_batches
+from jvi.infer import Budget, infer
 from jvi.models import learned, model, split
 from jvi.objectives import elbo, iwae, per_example, renyi
 from jvi.posterior import Posterior
+from jvi.report import Report
 from jvi.spaces import space
 from jvi.supports import (
     cholesky_correlation,
@@ -29,20 +46,25 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SVI",
+    "Budget",
     "FitError",
     "Info",
     "NonFiniteError",
     "Posterior",
+    "Report",
     "State",
     "bounds",
     "cholesky_correlation",
     "cholesky_covariance",
+    "diagnose",
     "diagnostics",
     "elbo",
     "fit",
     "fit_batches",
+    "gaussian_fits",
     "gradients",
     "guides",
+    "infer",
     "interval",
     "iwae",
     "learned",

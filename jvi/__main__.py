@@ -1,4 +1,4 @@
-"""The command line: `python -m jvi demo` and `python -m jvi info`."""
+"""The command line: `python -m jvi demo`, `info` and `infer`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("jax", "jaxlib", "optax", "flax", "distrax", "tfp-nightly", "chex", 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 if all went well, 1 if it failed, 2 for wrong usage."""
+    """Run a command and return its exit code: 0 if all went well, 1 if it failed, 2 for wrong usage, 3 for an untrusted posterior."""
     parser = argparse.ArgumentParser(prog="python -m jvi", description="Variational inference in JAX, as pure functions.")
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="fit three models on real data and draw their posteriors")
@@ -25,6 +25,12 @@ def main(arguments: list[str] | None = None) -> int:
     demo.add_argument("--only", choices=EXAMPLES, action="append", help="run this example only; may be repeated")
     demo.set_defaults(run=_demo)
     commands.add_parser("info", help="show versions, devices and precision").set_defaults(run=_info)
+    infer = commands.add_parser("infer", help="fit the model of a script, and print how far to trust the posterior")
+    infer.add_argument("script", type=Path, help="a Python file that defines log_joint, space and, where there are data, x")
+    infer.add_argument("--seed", type=int, default=0, help="of the random draws (default: 0)")
+    infer.add_argument("--seconds", type=float, default=60.0, help="what it may take (default: 60)")
+    infer.add_argument("--plot", type=Path, help="also draw the posterior's marginals to this file")
+    infer.set_defaults(run=_infer)
     options = parser.parse_args(arguments)
     return options.run(options)
 
@@ -69,6 +75,31 @@ def _info(options: argparse.Namespace) -> int:
     table.add_row("precision", "float64" if jax.config.read("jax_enable_x64") else "float32")
     Console(highlight=False).print(table)
     return 0
+
+
+def _infer(options: argparse.Namespace) -> int:
+    import jax
+
+    if not options.script.is_file():
+        print(f"no such file: {options.script}", file=sys.stderr)
+        return 2
+    script = _load(options.script)
+    missing = [name for name in ("log_joint", "space") if not hasattr(script, name)]
+    if missing:
+        print(f"{options.script} must define {' and '.join(missing)} at its top level", file=sys.stderr)
+        return 2
+    try:
+        posterior = jvi.infer(
+            jax.random.key(options.seed), script.log_joint, script.space, getattr(script, "x", None),
+            budget=jvi.Budget(seconds=options.seconds),
+        )  # fmt: skip
+    except (TypeError, ValueError, TimeoutError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    print(posterior)
+    if options.plot:
+        posterior.plot().savefig(options.plot, dpi=120)
+    return 0 if posterior.report is not None and posterior.report.trusted else 3
 
 
 def _version(package: str) -> str:

@@ -46,3 +46,27 @@ class Progress:
     def __exit__(self, *_: Any) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class Stages:
+    """Shows which stage of a fit is at work. Silent unless standard error is a terminal."""
+
+    def __init__(self, wanted: bool) -> None:
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        self._status: Any = console.status("checking") if wanted and console.is_terminal else None
+
+    def __enter__(self) -> Stages:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def show(self, name: str) -> None:
+        """Name the stage that begins."""
+        if self._status is not None:
+            self._status.update(name)
+
+    def __exit__(self, *_: Any) -> None:
+        if self._status is not None:
+            self._status.stop()

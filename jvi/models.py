@@ -135,6 +135,17 @@ def split(
     return Split(_callable("log_prior", log_prior), _callable("log_likelihood", log_likelihood), init)
 
 
+@spec
+class WithoutData:
+    """`function(z)` as a log-joint of no data."""
+
+    function: Callable[[Latent], Scalar]
+
+    def __call__(self, x: Data, z: Latent) -> Scalar:
+        """log p(z), nats."""
+        return self.function(z)
+
+
 def check_log_density(value: Any, what: str) -> Array:
     """Return `value` if it is one real number.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,27 +12,35 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from jvi._checks import check_data
-from jvi._loops import monte_carlo
+from jvi import plots
+from jvi._checks import check_count, check_data, check_key
+from jvi._loops import call, monte_carlo
+from jvi._particles import Particles, Summary, named, summarize
+from jvi._precision import precise
 from jvi._spec import spec
 from jvi._typing import Array, Data, Estimate, Latent, PRNGKey, PyTree, Scalar
 from jvi.guides.functions import Guide
 from jvi.models import Model
 from jvi.objectives import Params
+from jvi.report import Report
 from jvi.svi import SVI, State
 
 __all__ = ["Posterior", "log_weights"]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["params", "x"], meta_fields=["model", "guide"])
+@partial(jax.tree_util.register_dataclass, data_fields=["params", "x", "particles"], meta_fields=["model", "guide", "report"])
 @dataclass(frozen=True)
 class Posterior:
     """q(z | x) at fitted parameters, beside the model it was fitted to. A pytree: it may be passed into jitted functions.
+
+    One that `jvi.infer` made also holds weighted draws of the posterior itself, and its methods use these in place of q's.
 
     Attributes:
       model, guide: what was fitted to what.
       params: their parameters.
       x: the data it is conditioned on: one datum where the objective was `per_example`.
+      particles: weighted draws of the posterior, or None.
+      report: how far to trust it, or None.
 
     Example:
       >>> import jax, jvi
@@ -50,6 +58,8 @@ class Posterior:
     guide: Guide
     params: Params
     x: Data
+    particles: Particles | None = None
+    report: Report | None = None
 
     @classmethod
     def of(cls, svi: SVI, state: State, x: Data = None) -> Posterior:
@@ -71,7 +81,7 @@ class Posterior:
         return cls(objective.model, objective.guide, state.params, jax.tree.map(jnp.asarray, check_data(x)))
 
     def sample(self, rng: PRNGKey, num_samples: int, *, chunk_size: int | None = None) -> Latent:
-        """Draw from q(z | x).
+        """Draw from q(z | x); from the particles where there are any.
 
         Args:
           rng: key.
@@ -79,19 +89,28 @@ class Posterior:
           chunk_size: how many to draw at once, to bound memory.
 
         Returns:
-          Draws, a pytree like one latent with a leading axis [S, ...].
+          Draws, a pytree like one latent with a leading axis [S, ...]; NumPy arrays, in double precision, from particles, which
+          repeat where more are asked for than there are (`report.ess` says how many draws they are worth).
 
         Raises:
           TypeError, ValueError: for an old-style key, or a count less than 1.
         """
+        if self.particles is not None:
+            chosen = self.particles.resample(check_key(rng), check_count(num_samples, "num_samples"))
+            return jax.tree.map(lambda leaf: leaf[chosen], self.particles.z)
         return monte_carlo(_draw, rng, self, num_samples=num_samples, chunk_size=chunk_size)
 
     def log_prob(self, z: Latent) -> Scalar:
         """log q(z | x) of one latent, nats; use `jax.vmap` for many.
 
+        Of a posterior that `jvi.infer` made, log p(x, z) less the log evidence: the posterior's own density.
+
         Raises:
           TypeError: if the guide's density is intractable.
         """
+        if self.report is not None and self.particles is not None:
+            with precise():
+                return self.model.log_joint(self.params.model, self.x, z) - self.report.log_evidence
         guide: Any = self.guide
         if not hasattr(guide, "log_prob"):
             raise TypeError(f"{type(guide).__name__} has no log_prob: its density is intractable.")
@@ -124,26 +143,106 @@ class Posterior:
           >>> posterior.predictive(jax.random.key(1), lambda rng, z: z + jax.random.normal(rng, (3,)), 5).shape
           (5, 3)
         """
+        if self.particles is not None:
+            draw, predict = jax.random.split(check_key(rng))
+            z = jax.tree.map(jnp.asarray, self.sample(draw, num_samples))
+            keys = jax.random.split(predict, num_samples)
+            return call(_PredictEach(function, chunk_size or num_samples), keys, z)
         return monte_carlo(_Predict(function), rng, self, num_samples=num_samples, chunk_size=chunk_size)
 
-    def log_evidence(self, rng: PRNGKey, num_samples: int = 10_000, *, chunk_size: int | None = None) -> Estimate:
-        """log p(x) by importance sampling from q, nats, with the delta method's standard error.
+    def expectation(self, function: Callable[[Latent], PyTree]) -> PyTree:
+        """E[function(z)] under the posterior's particles, with Monte Carlo standard errors.
+
+        Args:
+          function: `z -> value`, a pytree of arrays. Compared by identity.
+
+        Returns:
+          A pytree of `Estimate`s like the value.
+
+        Raises:
+          ValueError: if the posterior has no particles: take the mean of `sample` instead.
+
+        Example:
+          >>> import jax, jvi
+          >>> normal = jax.scipy.stats.norm.logpdf
+          >>> posterior = jvi.infer(jax.random.key(0), lambda z: normal(z, 1.0, 2.0), jvi.space(jvi.real()))
+          >>> estimate = posterior.expectation(lambda z: z**2)
+          >>> abs(float(estimate.value) - 5.0) < 5 * float(estimate.standard_error)
+          True
+        """
+        particles = self._particles()
+        with precise():
+            values = jax.device_get(call(_Each(function), particles.z))
+        return jax.tree.map(particles.mean, values)
+
+    def summary(self) -> Summary:
+        """Mean, sd, quantiles, standard error, ESS and k-hat of every entry of the latent.
+
+        Raises:
+          ValueError: if the posterior has no particles.
+        """
+        return summarize(self._particles())
+
+    def to_arviz(self, *, num_chains: int = 4) -> Any:
+        """The particles as equally weighted draws in ArviZ's container: a DataTree (ArviZ 1) or an InferenceData (before).
+
+        Args:
+          num_chains: into how many chains to deal the draws, which are independent of one another.
+
+        Raises:
+          ImportError: if ArviZ is not installed.
+          ValueError: if the posterior has no particles.
+        """
+        import arviz
+
+        particles = self._particles()
+        chosen = particles.resample(jax.random.key(0), len(particles.log_w) // num_chains * num_chains)
+
+        def deal(leaf: Any) -> Any:
+            return leaf[chosen].reshape(num_chains, -1, *leaf.shape[1:])
+
+        draws = {name or "z": deal(leaf) for name, leaf in named(particles.z)}
+        groups: Any = {"posterior": draws}
+        return arviz.from_dict(groups) if int(arviz.__version__.split(".")[0]) else arviz.from_dict(**groups)
+
+    def plot(self) -> Any:
+        """Histograms of every entry of the latent, a matplotlib figure.
+
+        Raises:
+          ImportError: if matplotlib is not installed.
+        """
+        return plots.marginals(self.sample(jax.random.key(0), 5_000))
+
+    def __str__(self) -> str:
+        if self.report is None:
+            return repr(self)
+        return f"{self.report}\n\n{self.summary()}" if self.particles is not None else str(self.report)
+
+    def _particles(self) -> Particles:
+        if self.particles is None:
+            raise ValueError("this posterior has no particles: jvi.infer makes them; here use sample(rng, num_samples).")
+        return self.particles
+
+    def log_evidence(self, rng: PRNGKey | None = None, num_samples: int = 10_000, *, chunk_size: int | None = None) -> Estimate:
+        """log p(x), nats, with its standard error: the report's where `jvi.infer` made it, else by importance sampling from q.
 
         In expectation it is a lower bound, the importance-weighted one of `num_samples` draws. Where k-hat is above its threshold
         neither the estimate nor its standard error can be relied on.
 
         Args:
-          rng: key.
+          rng: key; not used where there is a report.
           num_samples: S, at least 2.
           chunk_size: how many to draw at once, to bound memory.
 
         Raises:
-          TypeError, ValueError: for an old-style key, or a count less than 2.
+          TypeError, ValueError: for no key or an old-style one, or a count less than 2.
 
         References:
           Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders.
         """
-        return evidence_of(log_weights(self, rng, num_samples=num_samples, chunk_size=chunk_size))
+        if self.report is not None:
+            return Estimate(self.report.log_evidence, self.report.log_evidence_se)
+        return evidence_of(log_weights(self, check_key(rng), num_samples=num_samples, chunk_size=chunk_size))
 
 
 def log_weights(posterior: Posterior, rng: PRNGKey, *, num_samples: int, chunk_size: int | None = None) -> Array:
@@ -167,7 +266,8 @@ def log_weights(posterior: Posterior, rng: PRNGKey, *, num_samples: int, chunk_s
       >>> log_w.shape, bool(abs(log_w).max() < 1e-5)
       ((3,), True)
     """
-    return monte_carlo(_log_weight, rng, posterior, num_samples=num_samples, chunk_size=chunk_size)
+    bare = replace(posterior, particles=None, report=None)  # else every report would compile anew
+    return monte_carlo(_log_weight, rng, bare, num_samples=num_samples, chunk_size=chunk_size)
 
 
 def evidence_of(log_w: Array) -> Estimate:
@@ -199,3 +299,20 @@ class _Predict:
         if jax.tree.leaves(posterior.params.model):
             return self.function(posterior.params.model, predictive, z)
         return self.function(predictive, z)
+
+
+@spec
+class _PredictEach:
+    function: Callable[..., PyTree]
+    at_once: int
+
+    def __call__(self, keys: PRNGKey, z: Latent) -> PyTree:
+        return jax.lax.map(lambda one: self.function(*one), (keys, z), batch_size=self.at_once)
+
+
+@spec
+class _Each:
+    function: Callable[..., PyTree]
+
+    def __call__(self, z: Latent) -> PyTree:
+        return jax.lax.map(self.function, z, batch_size=512)

@@ -18,10 +18,10 @@ import jvi
 ROOT = Path(jvi.__file__).parent
 # A module imports only from rows above its own.
 LAYERS = [
-    {"_spec", "_typing"},
+    {"_spec", "_typing", "_precision", "report"},
     {"_tree"},
     {"_checks", "_bijectors", "_progress", "_vectors", "_ahead"},
-    {"supports", "bounds", "networks"},
+    {"supports", "bounds", "networks", "diagnostics.psis", "_frames", "_mixtures"},
     {"spaces"},
     {"models", "guides.functions"},
     {"guides.gaussian", "guides.conditional"},
@@ -30,13 +30,14 @@ LAYERS = [
     {"objectives"},
     {"svi"},
     {"_feeds", "_loops"},
-    {"_run"},
-    {"fit"},
-    {"posterior"},
-    {"diagnostics.psis"},
-    {"diagnostics.verdict"},
-    {"diagnostics"},
-    {"plots"},
+    {"_run", "_targets", "plots", "_bridge"},
+    {"fit", "_particles", "gaussian_fits._climb"},
+    {"posterior", "gaussian_fits._saa", "gaussian_fits._optima"},
+    {"diagnostics.verdict", "gaussian_fits._weigh"},
+    {"diagnostics", "gaussian_fits.fits"},
+    {"gaussian_fits"},
+    {"_pipeline"},
+    {"infer"},
     {""},
     {"__main__"},
 ]
@@ -99,7 +100,7 @@ PUBLIC = sorted(
 # Containers of results and small siblings that share one example.
 WITHOUT_EXAMPLE = {"Aux", "Params", "Info", "State", "FitError", "NonFiniteError", "MonteCarlo", "PerExample", "Split", "Network"} | {
     "real", "positive", "negative", "interval", "lower_bounded", "upper_bounded", "unit_interval", "simplex", "ordered",
-    "positive_ordered", "unit_vector", "cholesky_correlation", "cholesky_covariance", "Verdict",
+    "positive_ordered", "unit_vector", "cholesky_correlation", "cholesky_covariance", "Verdict", "Budget", "Stage",
 }  # fmt: skip
 
 

@@ -78,6 +78,47 @@ def psis(log_w: Array) -> tuple[Array, Scalar]:
     return out - logsumexp(out), khat
 
 
+def khat_of(log_w: np.ndarray) -> float:
+    """k-hat of weights on the host [S], by the same fit; infinity where there is no tail."""
+    excess, _ = _host_tail(np.asarray(log_w, float))
+    return _host_fit(excess)[0]
+
+
+def smooth(log_w: np.ndarray) -> np.ndarray:
+    """Smoothed, normalized log-weights [S] on the host, as those of `psis`."""
+    log_w = log_w - np.max(log_w)
+    excess, cutoff = _host_tail(log_w)
+    khat, sigma = _host_fit(excess)
+    out = log_w.copy()
+    if np.isfinite(khat):
+        survival = np.log1p(-(np.arange(len(excess)) + 0.5) / len(excess))
+        tail = sigma * (-survival if abs(khat) < 1e-12 else np.expm1(-khat * survival) / khat)
+        out[np.argsort(log_w)[-len(excess) :]] = np.minimum(np.log(tail + np.exp(cutoff)), 0.0)
+    out -= np.max(out)
+    return out - np.log(np.sum(np.exp(out)))
+
+
+def _host_tail(log_w: np.ndarray) -> tuple[np.ndarray, float]:
+    ordered = np.sort(log_w - np.max(log_w))
+    size = math.ceil(min(len(ordered) / 5, 3 * math.sqrt(len(ordered))))
+    cutoff = max(ordered[-size - 1], math.log(np.finfo(float).tiny))
+    return np.exp(ordered[ordered > cutoff]) - np.exp(cutoff), cutoff
+
+
+def _host_fit(excess: np.ndarray) -> tuple[float, float]:
+    n = len(excess)
+    if n < 5:
+        return math.inf, math.nan
+    grid = np.arange(1, 31 + math.isqrt(n))
+    b = (1 - np.sqrt(len(grid) / (grid - 0.5))) / (3.0 * excess[int(n / 4 + 0.5) - 1]) + 1 / excess[-1]
+    k = np.mean(np.log1p(-b[:, None] * excess), 1)
+    log_like = n * (np.log(-b / k) - k - 1)
+    weights = np.exp(log_like - np.max(log_like))
+    b_mean = np.sum(b * weights) / np.sum(weights)
+    k_mean = np.mean(np.log1p(-b_mean * excess))
+    return float((n * k_mean + 5.0) / (n + 10.0)), float(-k_mean / b_mean)
+
+
 def khat_threshold(num_samples: int) -> float:
     """The k-hat up to which `num_samples` weighted draws give reliable estimates: min(1 - 1 / log10(S), 0.7).
 

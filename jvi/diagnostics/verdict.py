@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from time import perf_counter
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from jvi._checks import check_count
-from jvi._typing import Array, Estimate, PRNGKey
+from jvi._typing import Array, Data, Estimate, PRNGKey
 from jvi.bounds import ess
 from jvi.diagnostics.psis import khat_threshold, pareto_khat
+from jvi.guides.functions import Guide
+from jvi.models import Model
+from jvi.objectives import Params
 from jvi.posterior import Posterior, evidence_of, log_weights
+from jvi.report import Report
 
-__all__ = ["Verdict", "elbo_estimate", "mean_of", "verdict"]
+__all__ = ["Verdict", "diagnose", "elbo_estimate", "mean_of", "verdict"]
 
 BATCHES = 4  # k-hat of one sample of 4,000 has a standard error of about 0.1
 
@@ -108,6 +113,45 @@ def verdict(posterior: Posterior, rng: PRNGKey, *, num_samples: int = 40_000, ch
     size = num_samples // BATCHES
     khat = mean_of(jnp.stack([pareto_khat(log_w[i * size : (i + 1) * size]) for i in range(BATCHES)]))
     return Verdict(mean_of(log_w), evidence_of(log_w), khat, khat_threshold(size), float(ess(log_w)), num_samples)
+
+
+def diagnose(rng: PRNGKey, model: Model, guide: Guide, params: Params, x: Data = None, *, num_samples: int = 40_000) -> Report:
+    """The report of any guide, however it was trained.
+
+    Args:
+      rng: key, not the one of the fit.
+      model, guide: what was fitted to what.
+      params: their parameters, as a state holds them.
+      x: the data it is conditioned on.
+      num_samples: fresh draws, at least 100.
+
+    Raises:
+      TypeError, ValueError: as `verdict`.
+
+    Example:
+      >>> import jax, jvi
+      >>> model = jvi.model(lambda x, z: jax.scipy.stats.norm.logpdf(z, 0.0, 0.11))
+      >>> guide = jvi.guides.MeanField(jvi.space(jvi.real()))
+      >>> params = jvi.objectives.Params((), guide.init(jax.random.key(0), None))
+      >>> jvi.diagnose(jax.random.key(1), model, guide, params).trusted
+      True
+
+    References:
+      Yao, Vehtari, Simpson and Gelman (2018), Yes, but Did It Work?: Evaluating Variational Inference.
+    """
+    began = perf_counter()
+    found = verdict(Posterior(model, guide, params, x), rng, num_samples=num_samples)
+    why = f"k-hat {found.khat} with {found.ess:,.0f} effective of {num_samples:,} draws"
+    # Equal weights have no tail to fit, and an even half of them carries the answer whatever the tail.
+    fine = found.ess > 0.5 * num_samples or (found.reliable and found.ess > 0.05 * num_samples)
+    return Report(
+        trusted=fine, reasons=(why if fine else f"{why}: the guide misses part of the posterior",),
+        advice=() if fine else ("Train longer, take a richer guide, or let jvi.infer correct what is missed.",),
+        method=type(guide).__name__, elbo=float(found.elbo.value), elbo_se=float(found.elbo.standard_error),
+        log_evidence=float(found.log_evidence.value), log_evidence_se=float(found.log_evidence.standard_error),
+        khat=float(found.khat.value), khat_se=float(found.khat.standard_error), ess=found.ess, num_draws=num_samples,
+        num_densities=num_samples, seconds=perf_counter() - began,
+    )  # fmt: skip
 
 
 def mean_of(values: Array) -> Estimate:

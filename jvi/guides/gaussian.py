@@ -213,6 +213,12 @@ class LowRank:
         return _log_factored(params, u - params.loc) + log_det
 
 
+def dense(loc: Array, chol: Array) -> Dense:
+    """`FullRank`'s parameters for N(loc, chol chol'), chol lower triangular [D, D]."""
+    scale = jnp.diag(chol)
+    return Dense(loc, jnp.log(scale), jnp.tril(chol / scale[:, None], -1) * math.sqrt(loc.shape[0]))
+
+
 def _start(space: Space, init_scale: float) -> tuple[Array, Array]:
     return jnp.zeros(space.size), jnp.full(space.size, math.log(init_scale))
 
