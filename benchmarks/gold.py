@@ -100,7 +100,7 @@ def _cox_process(root: Path) -> tuple[Any, Any, Any]:
     counts, _, _ = np.histogram2d(points[:, 0], points[:, 1], bins=side, range=[[0, 1], [0, 1]])
     place = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij"), -1).reshape(-1, 2)
     apart = np.linalg.norm(place[:, None] - place[None], axis=-1)
-    chol = np.linalg.cholesky(1.91 * np.exp(-33.0 * apart / side / side))
+    chol = np.linalg.cholesky(1.91 * np.exp(-33.0 * apart / side))
     return cox_process, jvi.space(jvi.real(side**2)), (counts.ravel(), np.asarray(math.log(126) - 1.91 / 2), chol)
 
 
