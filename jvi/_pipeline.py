@@ -296,7 +296,7 @@ class Run:
         ess = float(np.min(grouped_ess(first.v if last is first else np.concatenate([first.v, last.v], 1))))
         gap = float(max(np.max(np.abs(a.mean(0) - b.mean(0)) / b.std(0)), np.max(np.abs(np.log(a.std(0) / b.std(0))))))
         evidence_gap, error = abs(first.log_evidence - last.log_evidence), np.hypot(first.log_evidence_se, last.log_evidence_se)
-        if gap > 0.5 * _AGREE + 3.0 * np.sqrt(1.0 / ess):
+        if gap > 0.4 * _AGREE + 2.0 * np.sqrt(1.0 / ess):  # a false alarm is the lesser fault
             reasons.append(f"two bridges differ by {gap:.2f} sd")
         if evidence_gap > 0.1 + 3.0 * error:
             reasons.append(f"the log evidences of two bridges differ by {evidence_gap:.2f} nats")
