@@ -217,8 +217,12 @@ def _eight_schools(data, *, name: str):
     x = (np.asarray(data["y"], float), np.asarray(data["sigma"], float))
     if name == "theta":
         return eight_schools_centered, space, x, lambda z: jnp.concatenate([z["theta"], z["mu"][None], z["tau"][None]])
-    columns = lambda z: jnp.concatenate([z["mu"] + z["tau"] * z["t"], z["mu"][None], z["tau"][None]])  # noqa: E731
-    return eight_schools_noncentered, space, x, columns
+    return (
+        eight_schools_noncentered,
+        space,
+        x,
+        lambda z: jnp.concatenate([z["mu"] + z["tau"] * z["t"], z["mu"][None], z["tau"][None]]),
+    )
 
 
 def autoregression(x, z):
@@ -232,8 +236,12 @@ def _autoregression(data):
     y, order = np.asarray(data["y"], float), int(data["K"])
     lagged = np.stack([y[order - k : len(y) - k] for k in range(1, order + 1)], 1)
     space = jvi.space({"alpha": jvi.real(), "beta": jvi.real(order), "sigma": jvi.positive()})
-    columns = lambda z: jnp.concatenate([z["alpha"][None], z["beta"], z["sigma"][None]])  # noqa: E731
-    return autoregression, space, (lagged, y[order:]), columns
+    return (
+        autoregression,
+        space,
+        (lagged, y[order:]),
+        lambda z: jnp.concatenate([z["alpha"][None], z["beta"], z["sigma"][None]]),
+    )
 
 
 def arma(y, z):
@@ -252,8 +260,7 @@ def arma(y, z):
 
 def _arma(data):
     space = jvi.space({"mu": jvi.real(), "phi": jvi.real(), "sigma": jvi.positive(), "theta": jvi.real()})
-    columns = lambda z: jnp.stack([z["mu"], z["phi"], z["theta"], z["sigma"]])  # noqa: E731
-    return arma, space, np.asarray(data["y"], float), columns
+    return arma, space, np.asarray(data["y"], float), lambda z: jnp.stack([z["mu"], z["phi"], z["theta"], z["sigma"]])
 
 
 def two_normals(y, z):
@@ -266,8 +273,7 @@ def two_normals(y, z):
 
 def _two_normals(data):
     space = jvi.space({"mu": jvi.ordered(2), "sigma": jvi.positive(2), "theta": jvi.unit_interval()})
-    columns = lambda z: jnp.concatenate([z["mu"], z["sigma"], z["theta"][None]])  # noqa: E731
-    return two_normals, space, np.asarray(data["y"], float), columns
+    return two_normals, space, np.asarray(data["y"], float), lambda z: jnp.concatenate([z["mu"], z["sigma"], z["theta"][None]])
 
 
 def _forward(log_emission, z):
@@ -288,8 +294,7 @@ def hmm_normal(y, z):
 
 def _hmm_normal(data):
     space = jvi.space({"theta1": jvi.simplex(2), "theta2": jvi.simplex(2), "mu": jvi.positive_ordered(2)})
-    columns = lambda z: jnp.concatenate([z["theta1"], z["theta2"], z["mu"]])  # noqa: E731
-    return hmm_normal, space, np.asarray(data["y"], float), columns
+    return hmm_normal, space, np.asarray(data["y"], float), lambda z: jnp.concatenate([z["theta1"], z["theta2"], z["mu"]])
 
 
 def hmm_exponential(x, z):
