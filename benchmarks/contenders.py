@@ -63,6 +63,7 @@ def build(name: str, case: Case) -> Callable[[int, Any], np.ndarray]:
 
 
 def _jvi(case: Case) -> Callable[[int, Any], np.ndarray]:
+    import distrax
     import jax
     import jax.numpy as jnp
     import optax
@@ -85,8 +86,6 @@ def _jvi(case: Case) -> Callable[[int, Any], np.ndarray]:
             return log_prior + jnp.sum(x * logits - jax.nn.softplus(logits))
 
         def gaussian(output):
-            import distrax
-
             loc, log_scale = jnp.split(output, 2)
             return distrax.MultivariateNormalDiag(loc, jnp.exp(log_scale))
 

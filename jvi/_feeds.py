@@ -11,6 +11,7 @@ import numpy as np
 
 from jvi import _tree
 from jvi._checks import check_data, leading_axis
+from jvi._shuffle import shuffled
 from jvi._spec import spec
 from jvi._typing import Array, Data, PRNGKey
 from jvi.svi import ORDER
@@ -26,10 +27,6 @@ CHUNK = 8_192  # steps in one entry into a compiled loop, at most
 class Whole:
     """Every step sees all data."""
 
-    def room(self, step: int, data: Data) -> tuple[int, int]:
-        """How many steps a chunk has room for, always the same; and how many the chunk that starts at `step` may take."""
-        return CHUNK, CHUNK
-
     def start(self, rng: PRNGKey, step: Array, data: Data) -> Any:
         """What the loop holds between steps."""
         return ()
@@ -41,35 +38,21 @@ class Whole:
 
 @spec
 class Shuffled:
-    """Every step sees the next `batch_size` examples of an order that is drawn anew each epoch."""
+    """Every step sees the next `batch_size` examples of an order that changes each epoch."""
 
     batch_size: int
 
-    def room(self, step: int, data: Data) -> tuple[int, int]:
-        """A chunk ends with an epoch, the first to end after 256 steps or so; it holds the orders of all its epochs."""
-        per_epoch = self._per_epoch(data)
-        steps = self._epochs(data) * per_epoch
-        return min(steps, CHUNK), min(steps - step % per_epoch, CHUNK)
+    def start(self, rng: PRNGKey, step: Array, data: Data) -> Array:
+        """The key of the orders."""
+        return jax.random.bits(jax.random.fold_in(rng, ORDER), (2,))
 
-    def start(self, rng: PRNGKey, step: Array, data: Data) -> tuple[Array, Array]:
-        """The first epoch of this chunk, and the orders [E, N] of its E epochs."""
-        first = step // self._per_epoch(data)
-        key = jax.random.fold_in(rng, ORDER)
-        epochs = first + jnp.arange(self._epochs(data))
-        return first, jax.vmap(lambda e: jax.random.permutation(jax.random.fold_in(key, e), leading_axis(data)))(epochs)
-
-    def next(self, held: tuple[Array, Array], rng: PRNGKey, step: Array, data: Data, i: Array) -> tuple[Any, Data]:
+    def next(self, held: Array, rng: PRNGKey, step: Array, data: Data, i: Array) -> tuple[Any, Data]:
         """The next minibatch."""
-        first, orders = held
-        epoch, place = step // self._per_epoch(data), step % self._per_epoch(data)
-        chosen = jax.lax.dynamic_slice(orders, (epoch - first, place * self.batch_size), (1, self.batch_size))[0]
+        examples = leading_axis(data)
+        per_epoch = examples // self.batch_size
+        places = step % per_epoch * self.batch_size + jnp.arange(self.batch_size)
+        chosen = shuffled(held, step // per_epoch, places, examples)
         return held, jax.tree.map(lambda leaf: jnp.take(leaf, chosen, axis=0, mode="clip"), data)
-
-    def _per_epoch(self, data: Data) -> int:
-        return leading_axis(data) // self.batch_size
-
-    def _epochs(self, data: Data) -> int:
-        return max(1, 256 // self._per_epoch(data))
 
 
 @spec

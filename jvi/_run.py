@@ -53,8 +53,7 @@ class Run:
         """Run to the end."""
         with self.progress:
             while self.remaining:
-                size, most = feed.room(self.step, data)
-                state = self.chunk(feed, size, state, data, self.length(most))
+                state = self.chunk(feed, feeds.CHUNK, state, data, self.length(feeds.CHUNK))
         return state, self.info()
 
     def chunk(self, feed: Any, size: int, state: State, data: Data, length: int) -> State:
