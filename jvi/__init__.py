@@ -17,6 +17,7 @@ from jvi import (
     supports,
     svi,
 )
+from jvi.adapt import Adapted, adapt
 from jvi.diagnostics import diagnose
 from jvi.fit import fit, fit_batches
 from jvi.infer import Budget, infer
@@ -46,6 +47,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SVI",
+    "Adapted",
     "Budget",
     "FitError",
     "Info",
@@ -53,6 +55,7 @@ __all__ = [
     "Posterior",
     "Report",
     "State",
+    "adapt",
     "bounds",
     "cholesky_correlation",
     "cholesky_covariance",

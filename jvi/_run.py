@@ -100,6 +100,8 @@ class Run:
 
 
 def _stack(logs: list[Info]) -> Info:
+    if not logs:
+        return Info(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0, bool))
     return Info(*(np.concatenate(rows) for rows in zip(*logs, strict=True)))
 
 

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 
 from jvi import _feeds as feeds
 from jvi import _loops
-from jvi._checks import check_count, check_data, check_key, leading_axis
+from jvi._checks import check_count, check_data, check_key
 from jvi._run import Beta, Callback, Run
+from jvi._sources import Source, Streamed
 from jvi._typing import Data, PRNGKey
+from jvi.adapt import ADVICE, driven, held
 from jvi.svi import SVI, FitError, Info, State
 
 __all__ = ["fit", "fit_batches"]
@@ -24,20 +26,21 @@ def fit(
     rng: PRNGKey,
     x: Data = None,
     *,
-    num_steps: int,
+    num_steps: int | None = None,
     state: State | None = None,
     beta: Beta = None,
     callback: Callback | None = None,
     callback_every: int = 1_000,
     progress: bool = True,
 ) -> tuple[State, Info]:
-    """Take `num_steps` steps on all of `x`, in a loop on the device.
+    """Maximize on all of `x`, in a loop on the device.
 
     Args:
       svi: what to maximize and how.
       rng: key of the run; not used with `state`, which holds its own.
       x: data, a pytree of arrays. Never captured: new data of the same shapes compile nothing.
-      num_steps: how many steps to take.
+      num_steps: how many steps to take. By default the run drives itself, as `jvi.adapt` does, which tells more of how it went: it
+        finds its learning rate and its end, and warns where that is not convergence.
       state: where to go on from. It is donated: use the returned one from then on. Two runs of n steps equal one of 2n.
       beta: weight of the KL term: a number, or a function of the step (traced) for a schedule.
       callback: called as `callback(state, info)` every `callback_every` steps, with that chunk's `info`; the run ends when it
@@ -46,7 +49,7 @@ def fit(
       progress: show a bar on a terminal. Elsewhere nothing is shown.
 
     Returns:
-      The last state, and `Info` stacked over steps: NumPy arrays [num_steps].
+      The last state, and `Info` stacked over steps: NumPy arrays [N].
 
     Raises:
       TypeError: if `svi` is no SVI, `rng` no typed key or a count no whole number.
@@ -62,6 +65,8 @@ def fit(
       >>> info.bound.shape, round(float(state.params.guide.loc[0]), 2)
       ((2000,), 3.0)
     """
+    if num_steps is None:
+        return _driven(svi, rng, held(x, None), state, beta, callback, progress)
     num_steps = _check_run(svi, num_steps, callback_every)
     rng, x = check_key(rng), jax.device_put(check_data(x))
     state = _begin(svi, rng, x, state)
@@ -74,7 +79,7 @@ def fit_batches(
     rng: PRNGKey,
     batches: Iterable[Data] | Data,
     *,
-    num_steps: int,
+    num_steps: int | None = None,
     batch_size: int | None = None,
     state: State | None = None,
     beta: Beta = None,
@@ -82,7 +87,7 @@ def fit_batches(
     callback_every: int = 1_000,
     progress: bool = True,
 ) -> tuple[State, Info]:
-    """Take `num_steps` steps, each on a minibatch.
+    """Maximize by steps on minibatches.
 
     Args:
       svi: what to maximize and how; its objective takes a leading batch axis, as those made by `jvi.per_example` do.
@@ -90,12 +95,12 @@ def fit_batches(
       batches: with `batch_size`, the whole data set, a pytree of arrays [N, ...]: it is moved to the device once and
         reshuffled there every epoch, whose last N mod `batch_size` examples sit that epoch out. Without, minibatches of one
         shape: an iterator, which may end before the run does, or an iterable, which is started anew whenever it ends.
-      num_steps: how many steps to take.
+      num_steps: how many steps to take; by default the run drives itself, as in `fit`.
       batch_size: examples in a minibatch.
       state, beta, callback, callback_every, progress: as in `fit`.
 
     Returns:
-      The last state, and `Info` stacked over steps: NumPy arrays [num_steps], fewer if an iterator ended.
+      The last state, and `Info` stacked over steps: NumPy arrays [N].
 
     Raises:
       TypeError: if `svi` is no SVI, `rng` no typed key, a count no whole number, or `batches` neither data nor iterable.
@@ -112,13 +117,13 @@ def fit_batches(
       >>> int(state.step), info.bound.shape
       (50, (50,))
     """
+    if num_steps is None:
+        source = Streamed(feeds.Stacks(batches)) if batch_size is None else held(batches, batch_size, "batches")
+        return _driven(svi, rng, source, state, beta, callback, progress)
     num_steps = _check_run(svi, num_steps, callback_every)
     rng = check_key(rng)
     if batch_size is not None:
-        data = jax.device_put(check_data(batches, "batches"))
-        examples = leading_axis(data, "batches")
-        if check_count(batch_size, "batch_size") > examples:
-            raise ValueError(f"batch_size must be no more than the {examples} examples in batches, got {batch_size}.")
+        data = held(batches, batch_size, "batches").data
         state = _begin(svi, rng, data, state, int(batch_size))
         run = Run(svi, num_steps, state, beta, callback, callback_every, progress)
         return run.all(feeds.Shuffled(int(batch_size)), state, data)
@@ -147,6 +152,17 @@ def _begin(svi: SVI, rng: PRNGKey, x: Data, state: State | None, batch_size: int
     if state is None:
         return _loops.init(svi, rng, x, batch_size)
     return state._replace(skipped_in_a_row=jnp.zeros((), jnp.int32))  # a new run, a new chance
+
+
+def _driven(
+    svi: SVI, rng: PRNGKey, source: Source, state: State | None, beta: Any, callback: Any, progress: bool
+) -> tuple[State, Info]:
+    if callback is not None:
+        raise ValueError("callback needs num_steps: a run that finds its own end is not the caller's to stop.")
+    found = driven(svi, rng, source, state, beta, progress)
+    if found.status != "converged":
+        warnings.warn(f"{found.status} after {found.num_steps:,} steps: {ADVICE[found.status]}", stacklevel=3)
+    return found.state, found.info
 
 
 def _check_run(svi: Any, num_steps: Any, callback_every: Any) -> int:

@@ -166,7 +166,11 @@ class SVI:
         # A weakly typed leaf would change its type after the first step, and have that step traced twice.
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
         zero = jnp.zeros((), jnp.int32)
-        return State(params, self._transformation().init(params), rng, zero, zero, zero)
+        return State(params, self.opt_init(params), rng, zero, zero, zero)
+
+    def opt_init(self, params: Any) -> PyTree:
+        """The optimizer's state before its first step."""
+        return self._transformation().init(params)
 
     def step(self, state: State, x: Data, *, beta: Any = 1.0) -> tuple[State, Info]:
         """One step of ascent.

@@ -127,6 +127,15 @@ TABLE = {
     "recipe of a ready optimizer": (lambda: jvi.optimizer(optax.adam(1e-3)), TypeError, ["factory", "optax.adam"]),
     "recipe with an array": (lambda: jvi.optimizer(optax.adam, jnp.ones(2)), TypeError, ["args", "hashable"]),
     "svi is an objective": (lambda: fit(svi=SVI.objective), TypeError, ["svi", "jvi.SVI"]),
+    "no tolerance": (lambda: jvi.adapt(SVI, KEY, X, tolerance=0.0), ValueError, ["tolerance", "positive", "0.0"]),
+    "no time": (lambda: jvi.adapt(SVI, KEY, X, seconds=-1.0), ValueError, ["seconds", "positive", "-1.0"]),
+    "no budget": (lambda: jvi.adapt(SVI, KEY, X, max_steps=0), ValueError, ["max_steps", "1 or more"]),
+    "a schedule without num_steps": (
+        lambda: jvi.adapt(SVI, KEY, X, beta=jnp.sqrt), ValueError, ["beta", "num_steps"]),
+    "a callback without num_steps": (
+        lambda: jvi.fit(SVI, KEY, X, callback=print), ValueError, ["callback", "num_steps"]),
+    "batch_size above the data of adapt": (
+        lambda: jvi.adapt(BATCHED, KEY, X, batch_size=6), ValueError, ["batch_size", "5", "6"]),
     "no steps": (lambda: fit(num_steps=0), ValueError, ["num_steps", "1 or more", "0"]),
     "steps by half": (lambda: fit(num_steps=10.5), TypeError, ["num_steps", "10.5"]),
     "callback_every is zero": (lambda: fit(callback_every=0), ValueError, ["callback_every", "0"]),
@@ -195,8 +204,3 @@ def test_bad_input_is_refused(name):
         call()
     missing = [word for word in words if word not in str(caught.value)]
     assert not missing, f"{missing} not in: {caught.value}"
-
-
-def test_a_missing_step_count_is_an_error():
-    with pytest.raises(TypeError, match="num_steps"):
-        jvi.fit(SVI, KEY, X)
