@@ -45,24 +45,31 @@ class Affine:
 class Bent:
     """An affine frame after a triangular map, in an order of its own:
 
-        e_k = shift_k + sum_{j<k} mix_kj v_j + sum_{j<k} bend_kj (v_j^2 - 1) + exp(log_scale_k + sum_{j<k} spread_kj v_j) v_k
+        e_k = shift_k + sum_{j<k} (mix_kj v_j + bend_kj (v_j^2 - 1)) + scale_k sinh(tail_k (arsinh v_k + skew_k))
+        log scale_k = log_scale_k + sum_{j<k} (spread_kj v_j + level_kj rounded(v_j))
 
-    `spread` lets a coordinate set the scale of later ones, as a hierarchical model's does; `bend` makes them follow its square.
+    `spread` lets a coordinate set the scale of later ones, as a hierarchical model's does, and `level` lets that come to an end, as it
+    does where the data take over from the prior; `bend` makes them follow its square.
 
     Attributes:
       base: the affine frame.
       order: which of its coordinates comes k-th [D].
-      shift, log_scale: [D].
-      mix, spread, bend: strictly lower triangular [D, D]; the last two have only a few first columns.
+      shift, log_scale, skew, log_tail: [D].
+      mix, spread, bend, level: strictly lower triangular [D, D]; all but the first have only a few first columns.
+
+    References:
+      Jones and Pewsey (2009), Sinh-arcsinh Distributions.
     """
 
     def __init__(self, base: Affine, order: np.ndarray, params: np.ndarray) -> None:
         self.base, self.order = base, order
-        self.shift, self.log_scale, self.mix, self.spread, self.bend = unpack(params, len(order))
+        self.shift, self.log_scale, self.skew, self.log_tail, *matrices = unpack(params, len(order))
+        self.mix, self.spread, self.bend, self.level = matrices
 
     def out(self, v: np.ndarray) -> np.ndarray:
         """Coordinates [S, D] of v [S, D]."""
-        return self.base.out(self._straight(self.bent(v)[0]))
+        scale, t = self.parts(v)
+        return self.base.out(self._straight(self._centre(v) + scale * np.sinh(t)))
 
     def into(self, u: np.ndarray) -> np.ndarray:
         """The inverse of `out`."""
@@ -71,24 +78,33 @@ class Bent:
         for k in range(e.shape[1]):
             before = v[:, :k]
             centre = self.shift[k] + before @ self.mix[k, :k] + (before**2 - 1.0) @ self.bend[k, :k]
-            v[:, k] = (e[:, k] - centre) * np.exp(-_clip(self.log_scale[k] + before @ self.spread[k, :k]))
+            log_scale = self.log_scale[k] + before @ self.spread[k, :k] + rounded(before) @ self.level[k, :k]
+            t = np.arcsinh((e[:, k] - centre) * np.exp(-_clip(log_scale)))
+            v[:, k] = np.sinh(t * np.exp(-self.log_tail[k]) - self.skew[k])
         return v
 
     def log_det(self, v: np.ndarray) -> np.ndarray:
         """log|du/dv| [S]."""
-        return self.base.log_det(v) + np.sum(_clip(self.log_scale + v @ self.spread.T), 1)
+        own = np.log(np.cosh(self.parts(v)[1])) + self.log_tail - 0.5 * np.log1p(v**2)
+        return self.base.log_det(v) + np.sum(_clip(self._log_scale(v)) + own, 1)
 
     def pull(self, v: np.ndarray, grads: np.ndarray) -> np.ndarray:
         """The gradient by v of f(u(v)) + log|du/dv|, from that of f by u."""
-        _, scale = self.bent(v)
         g = self.base.pull(v, grads)[:, self.order]
-        inside = np.abs(self.log_scale + v @ self.spread.T) < _MOST
-        return g * scale + g @ self.mix + 2.0 * v * (g @ self.bend) + ((g * v * scale + 1.0) * inside) @ self.spread
+        scale, t = self.parts(v)
+        stretch = (g * scale * np.sinh(t) + 1.0) * (np.abs(self._log_scale(v)) < _MOST)
+        own = (g * scale * np.cosh(t) + np.tanh(t)) * np.exp(self.log_tail) / np.sqrt(1.0 + v**2) - v / (1.0 + v**2)
+        return own + g @ self.mix + stretch @ self.spread + 2.0 * (v * (g @ self.bend) + _near(v) * (stretch @ self.level))
 
-    def bent(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """e and the scales exp(...) in it, [S, D] each."""
-        scale = np.exp(_clip(self.log_scale + v @ self.spread.T))
-        return self.shift + v @ self.mix.T + (v**2 - 1.0) @ self.bend.T + scale * v, scale
+    def parts(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """scale_k and tail_k (arsinh v_k + skew_k), [S, D] each."""
+        return np.exp(_clip(self._log_scale(v))), np.exp(self.log_tail) * (np.arcsinh(v) + self.skew)
+
+    def _centre(self, v: np.ndarray) -> np.ndarray:
+        return self.shift + v @ self.mix.T + (v**2 - 1.0) @ self.bend.T
+
+    def _log_scale(self, v: np.ndarray) -> np.ndarray:
+        return self.log_scale + v @ self.spread.T + rounded(v) @ self.level.T
 
     def _straight(self, e: np.ndarray) -> np.ndarray:
         out = np.empty_like(e)
@@ -103,16 +119,25 @@ LEADERS = 4  # how many coordinates may set scales and bend others: with all of 
 
 
 def entries(size: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Which entries of `mix` are free, and which of `spread` and `bend`."""
+    """Which entries of `mix` are free, and which of `spread`, `bend` and `level`."""
     rows, columns = np.tril_indices(size, -1)
     return (rows, columns), (rows[columns < LEADERS], columns[columns < LEADERS])
 
 
+def rounded(v: np.ndarray) -> np.ndarray:
+    """v^2 - 1 near the middle, and a line beyond: scales must not run away where few draws have been."""
+    return _near(v) * (2.0 * v - _near(v)) - 1.0
+
+
+def _near(v: np.ndarray) -> np.ndarray:
+    return np.clip(v, -2.5, 2.5)
+
+
 def unpack(params: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
-    """The parts of a bent frame's parameters: shift, log_scale, and the free entries of mix, spread and bend."""
+    """The parts of a bent frame's parameters: shift, log_scale, skew, log_tail, and the free entries of mix, spread, bend and level."""
     below, led = entries(size)
-    parts, at = [params[:size], params[size : 2 * size]], 2 * size
-    for where in (below, led, led):
+    parts, at = list(params[: 4 * size].reshape(4, size)), 4 * size
+    for where in (below, led, led, led):
         matrix = np.zeros((size, size))
         matrix[where] = params[at : at + len(where[0])]
         parts.append(matrix)

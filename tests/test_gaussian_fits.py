@@ -15,7 +15,7 @@ from jvi._mixtures import Mixture, adapted, tempered
 from jvi._targets import BudgetSpentError, Density, target_of
 from jvi.diagnostics import pareto_khat
 from jvi.diagnostics.psis import khat_of, psis, smooth
-from jvi.gaussian_fits._saa import whitened
+from jvi.gaussian_fits._saa import bent, whitened
 
 pytestmark = pytest.mark.quick
 KEY = jax.random.key(0)
@@ -80,7 +80,7 @@ def test_whitened_draws_have_exact_moments():
 
 def frames():
     base = Affine(MEAN, ROOT)
-    params = 0.3 * np.random.default_rng(2).normal(size=2 * 3 + 3 * 3)
+    params = 0.3 * np.random.default_rng(2).normal(size=4 * 3 + 4 * 3)
     return {"affine": base, "bent": Bent(base, np.array([2, 0, 1]), params)}
 
 
@@ -166,3 +166,25 @@ def test_a_density_counts_pads_and_keeps_its_budget():
     density.most_grads = 10
     with pytest.raises(BudgetSpentError):
         density.values(u)
+
+
+def saturating(z):
+    """A skewed a, log of a Gamma(1/2), that sets the scale of b, up to 1; normalized."""
+    a, b = z
+    precision = 1.0 + jnp.exp(-a)
+    log_a = 0.5 * a - jnp.exp(a) - 0.5 * jnp.log(jnp.pi)
+    return log_a - 0.5 * precision * b**2 + 0.5 * jnp.log(precision / (2.0 * jnp.pi))
+
+
+def test_a_bent_frame_follows_skewed_scales_that_saturate():
+    """The ELBO of a normalized target is minus the KL divergence: the bent frame leaves little of the affine one's."""
+    density = Density(target_of(saturating, jvi.space(jvi.real(2)), with_data=False), None)
+    fit = jvi.gaussian_fits.moment_matched(KEY, saturating, jvi.space(jvi.real(2)))
+    loc, covariance = moments(fit)
+    frame, sample_average = bent(density, Affine(loc, np.linalg.cholesky(covariance)), whitened(RNG, 4_096, 2))
+    v = RNG.normal(size=(20_000, 2))
+    values = density.values(frame.out(v)) + frame.log_det(v) + 0.5 * np.sum(v**2, 1) + np.log(2.0 * np.pi)
+    elbo, error = np.mean(values), np.std(values) / np.sqrt(len(v))
+    assert elbo - 3.0 * error > 0.25 * fit.report.elbo
+    assert elbo < 3.0 * error
+    assert abs(elbo - sample_average) < 4.0 * np.std(values) / np.sqrt(4_096) + 0.01

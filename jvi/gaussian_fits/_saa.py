@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import solve_triangular
 
-from jvi._frames import Affine, Bent, entries
+from jvi._frames import Affine, Bent, entries, rounded
 from jvi._targets import Density
 from jvi.gaussian_fits._climb import LOG_2PI, Gaussian, entropy
 
@@ -105,12 +105,16 @@ def bent(density: Density, base: Affine, draws: np.ndarray, *, led: bool = False
         if not np.isfinite(values).all():
             return 1e300, np.zeros_like(params)
         g = base.pull(draws, grads)[:, order]
-        stretch = g * draws * frame.bent(draws)[1] + 1.0
-        mix, spread, bend = (left.T @ right / count for left, right in ((g, draws), (stretch, draws), (g, draws**2 - 1.0)))
-        slope = np.concatenate([g.mean(0), stretch.mean(0), mix[below], spread[few], bend[few]])
+        scale, t = frame.parts(draws)
+        stretch = g * scale * np.sinh(t) + 1.0
+        own = g * scale * np.cosh(t) + np.tanh(t)
+        pairs = (g, draws), (stretch, draws), (g, draws**2 - 1.0), (stretch, rounded(draws))
+        matrices = [(left.T @ right / count)[where] for (left, right), where in zip(pairs, (below, few, few, few), strict=True)]
+        each = g.mean(0), stretch.mean(0), np.mean(own, 0) * np.exp(frame.log_tail), np.mean(own * t, 0) + 1.0
+        slope = np.concatenate([*each, *matrices])
         return -(np.mean(values + frame.log_det(draws)) + 0.5 * size * (1.0 + LOG_2PI)), -slope
 
-    params = np.zeros(2 * size + len(below[0]) + 2 * len(few[0]))
+    params = np.zeros(4 * size + len(below[0]) + 3 * len(few[0]))
     options = {"maxcor": 20, "ftol": 1e-8, "gtol": 1e-4, "maxfun": num_steps, "maxiter": num_steps}
     from scipy.optimize import minimize  # a tenth of a second, which importing jvi need not take
 
