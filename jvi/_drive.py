@@ -23,6 +23,7 @@ _RATES = tuple(10.0**i for i in range(-4, 3))  # of Adam
 _FACTORS = tuple(10.0**i for i in range(-2, 7))  # of the updates of another optimizer, whose rate may be far off
 _RACE = 300  # steps at each rate
 _DECAY = 0.25
+_HIDDEN = 4  # rates until one must have settled: ever smaller ones end all movement, wherever it is
 _DRAWS, _MOST_DRAWS = 256, 4_096  # evaluations of the objective by which two sets of parameters are compared
 _FAR = 2**30  # the step whose keys and minibatches they begin with
 _NO_CHANCE = 3.0  # standard errors
@@ -64,8 +65,9 @@ class _SpentError(Exception):
 class Drive:
     """One ascent that drives itself.
 
-    A race chooses the learning rate. At each rate the ascent goes on until it has settled; then the parameters are averaged for as
-    long again as it took to see that, and the next, smaller rate starts from the average, until it gains nothing more.
+    A race chooses the learning rate. At each rate the ascent goes on until it has settled, or its noise hides whether it rises; then
+    the parameters are averaged for as long again as it took to see that, and the next, smaller rate starts from the average, until
+    one that has settled gains nothing more.
 
     References:
       Welandawe, Andersen, Vehtari and Huggins (2024), A Framework for Improving the Reliability of Black-Box Variational Inference.
@@ -95,7 +97,7 @@ class Drive:
             with self.run.progress:
                 while status == "budget spent":
                     try:
-                        mean = self.settle()
+                        mean, settled = self.settle()
                     except NonFiniteError as error:
                         failures += 1
                         status = "diverged" if failures == _FAILURES else status
@@ -103,13 +105,13 @@ class Drive:
                         self.go_on(last, 0.1)
                         continue
                     gain = self.compare(last, mean)
-                    if gain.value < -_NO_CHANCE * gain.standard_error:
+                    if gain.value < -max(_NO_CHANCE * gain.standard_error, self.tolerance):
                         status = "regressed" if len(self.used) > 1 else "diverged"
                     else:
-                        enough = gain.value + 2.0 * gain.standard_error < self.tolerance
+                        enough = settled and gain.value + 2.0 * gain.standard_error < self.tolerance
                         status = "converged" if enough and len(self.used) > 1 else status
                         last = mean
-                        self.go_on(mean, _DECAY)
+                        self.go_on(mean, _DECAY if settled or len(self.used) < _HIDDEN else 1.0)
         except _SpentError:
             last = self.better(last)
         opt_state = self.given.opt_init(last) if self.own else self.state.opt_state.inner
@@ -128,8 +130,10 @@ class Drive:
             except NonFiniteError:
                 break
             tail = lane.info().bound[-_RACE // 3 :]
+            if not np.isfinite(tail).all():
+                break
             score, error = float(np.mean(tail)), float(np.std(tail) / np.sqrt(len(tail)))
-            if not score > best - _NO_CHANCE * error:
+            if score < best - _NO_CHANCE * error:
                 break
             if score > best:
                 best, chosen = score, (lane, self.state, rate)
@@ -138,18 +142,18 @@ class Drive:
         self.run, self.state, rate = chosen
         self.used.append(rate)
 
-    def settle(self) -> Params:
-        """Go on until the ascent has settled; the average of the parameters from then on."""
+    def settle(self) -> tuple[Params, bool]:
+        """Go on until the ascent has settled, or cannot be seen to rise; the average of the parameters from then on, and which."""
         self.state = self.state._replace(opt_state=restarted(self.state.opt_state))
-        begun, watch, done = self.run.done, Watch(self.tolerance), False
-        while not done:
+        begun, watch = self.run.done, Watch(self.tolerance)
+        while not (watch.settled or watch.hidden):
             self.steps(watch.next - (self.run.done - begun))
             pace = self.state.opt_state
             trace = np.asarray(pace.trace)[: int(pace.steps) // int(pace.every)]
-            done = watch.look(np.asarray(self.run.info().bound[begun:]), trace)
+            watch.look(np.asarray(self.run.info().bound[begun:]), trace)
         self.state = self.state._replace(opt_state=restarted(self.state.opt_state))
         self.steps(self.run.done - begun)
-        return _copy(self.state.opt_state.mean)
+        return _copy(self.state.opt_state.mean), watch.settled
 
     def go_on(self, params: Params, factor: float) -> None:
         """From these parameters, at another learning rate."""
@@ -184,11 +188,12 @@ class Drive:
         """What `after` gains on `before`: the mean difference of bounds from the same keys and data."""
         draws = _DRAWS
         while True:
-            gains = self.evaluated(after, draws) - self.evaluated(before, draws)
-            gain = Estimate(float(np.mean(gains)), float(np.std(gains, ddof=1) / np.sqrt(draws)))
-            known = 4.0 * gain.standard_error < max(self.tolerance, abs(gain.value)) or not np.isfinite(gain.value)
-            if known or draws >= _MOST_DRAWS:
-                return gain if np.isfinite(gain.value) else Estimate(-np.inf, 0.0)
+            new, old = self.evaluated(after, draws), self.evaluated(before, draws)
+            if not (np.isfinite(new).all() and np.isfinite(old).all()):
+                return Estimate(np.inf if np.isfinite(new).all() else -np.inf, 0.0)
+            gain = Estimate(float(np.mean(new - old)), float(np.std(new - old, ddof=1) / np.sqrt(draws)))
+            if 4.0 * gain.standard_error < max(self.tolerance, abs(gain.value)) or draws >= _MOST_DRAWS:
+                return gain
             draws *= 4
 
     def evaluated(self, params: Params, draws: int) -> np.ndarray:

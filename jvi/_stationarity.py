@@ -15,31 +15,37 @@ class Settled(NamedTuple):
 
     Attributes:
       yes: whether it has stopped rising.
+      flat: whether its bound has, as far as can be seen.
       rhat: largest split R-hat of a parameter, between the two quarters.
       gain, gain_se: by how much the bound of the last quarter is larger than that of the third, with its standard error.
     """
 
     yes: bool
+    flat: bool
     rhat: float
     gain: float
     gain_se: float
 
 
 class Watch:
-    """Looks at an ascent now and then; it has settled where two looks in a row say so.
+    """Looks at an ascent now and then.
 
     Attributes:
       next: the number of steps at which to look again, half as many more each time.
+      settled: whether two looks in a row say that it has settled.
+      hidden: whether the bound looked flat four times in a row: if it rises, then below its noise, which a smaller rate lessens.
     """
 
     def __init__(self, tolerance: float) -> None:
-        self.next, self._tolerance, self._agreed = 256, tolerance, 0
+        self.next, self._tolerance, self._agreed, self._flat = 256, tolerance, 0, 0
+        self.settled = self.hidden = False
 
-    def look(self, bounds: np.ndarray, trace: np.ndarray) -> bool:
-        """Whether the ascent has settled; the arguments are those of `settled`."""
-        self._agreed = self._agreed + 1 if settled(bounds, trace, self._tolerance).yes else 0
+    def look(self, bounds: np.ndarray, trace: np.ndarray) -> None:
+        """Take in what there is; the arguments are those of `settled`."""
+        seen = settled(bounds, trace, self._tolerance)
+        self._agreed, self._flat = self._agreed + 1 if seen.yes else 0, self._flat + 1 if seen.flat else 0
         self.next = int(1.5 * self.next)
-        return self._agreed == 2
+        self.settled, self.hidden = self._agreed == 2, self._flat == 4
 
 
 def settled(bounds: np.ndarray, trace: np.ndarray, tolerance: float) -> Settled:
@@ -59,8 +65,8 @@ def settled(bounds: np.ndarray, trace: np.ndarray, tolerance: float) -> Settled:
     """
     gain, gain_se = _gain(bounds[len(bounds) // 2 :])
     rhat = _rhat(trace[len(trace) // 2 :])
-    rises = gain > 2.0 * gain_se
-    return Settled(bool(not rises and (rhat < _RHAT or gain + 2.0 * gain_se < tolerance)), rhat, gain, gain_se)
+    flat = bool(gain < 2.0 * gain_se)
+    return Settled(bool(flat and (rhat < _RHAT or gain + 2.0 * gain_se < tolerance)), flat, rhat, gain, gain_se)
 
 
 def _gain(bounds: np.ndarray) -> tuple[float, float]:

@@ -38,7 +38,8 @@ def stop(descent, noise, seed, length=120_000):
     params, watch = mixing + 3.0 * np.sqrt(left)[:, None], Watch(tolerance=0.01)
     while watch.next < length:
         now = watch.next
-        if watch.look(bounds[:now], params[: now : max(1, now // 1_024)]):
+        watch.look(bounds[:now], params[: now : max(1, now // 1_024)])
+        if watch.settled:
             return now, left[now - 1]
     return length, left[-1]
 
