@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jvi.gaussian_fits import families
+import jvi.gaussian_fits.families as families
 from jvi.gaussian_fits.fits import laplace, linear_response, moment_matched, pathfinder
 from jvi.gaussian_fits.matching import batch_and_match
 from jvi.gaussian_fits.natural import natural_gradient

@@ -7,7 +7,7 @@ from functools import cached_property
 import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import cholesky_banded
-from scipy.linalg.lapack import dtbtrs
+from scipy.linalg.lapack import dtbtrs  # pyright: ignore[reportAttributeAccessIssue]
 
 from jvi._targets import Density
 from jvi.gaussian_fits._climb import LOG_2PI, Gaussian

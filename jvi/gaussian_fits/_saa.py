@@ -3,19 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 
 from jvi._frames import Affine, Bent, entries
 from jvi._targets import Density
-from jvi.gaussian_fits._banded import Banded
+from jvi._typing import PyTree
 from jvi.gaussian_fits._climb import LOG_2PI, Gaussian, entropy
-from jvi.gaussian_fits._factored import Factored
 from jvi.gaussian_fits._triangular import Triangular
+from jvi.guides.functions import Guide
+from jvi.spaces import Space
 
-Member = Triangular | Banded | Factored
-M = TypeVar("M", Triangular, Banded, Factored)
+
+class Member(Protocol):
+    """A Gaussian of some family: u(noise), affine in standard normal noise, and how it depends on parameters relative to it."""
+
+    num_params: int
+    num_noise: int
+
+    @property
+    def num_draws(self) -> int:
+        """How many draws to begin with."""
+        ...
+
+    def draws(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Noise [count, num_noise] whose sample moments are as exact as the family needs."""
+        ...
+
+    def out(self, noise: np.ndarray) -> np.ndarray:
+        """Coordinates [N, D] of noise."""
+        ...
+
+    def entropy(self) -> float:
+        """Nats."""
+        ...
+
+    def log_prob(self, noise: np.ndarray) -> np.ndarray:
+        """Log-density [N] of the coordinates of noise."""
+        ...
+
+    def moved(self, params: np.ndarray) -> Self:
+        """The member at parameters [num_params] relative to this one, which is at zero."""
+        ...
+
+    def slope(self, params: np.ndarray, noise: np.ndarray, grads: np.ndarray) -> np.ndarray:
+        """Gradient [num_params] of the ELBO of `moved(params)`, from the target's gradients [N, D] at its draws."""
+        ...
+
+    def guide(self, space: Space) -> tuple[Guide, PyTree]:
+        """jvi's guide of this Gaussian, and its parameters."""
+        ...
+
+
+M = TypeVar("M", bound=Member)
 
 
 def full_rank(density: Density, start: Gaussian, draws: np.ndarray, *, num_steps: int = 200) -> Gaussian:

@@ -22,7 +22,7 @@ from jvi.spaces import Space
 __all__ = ["laplace", "linear_response", "moment_matched", "pathfinder"]
 
 _FULL_RANK = FullRank()
-_ROUNDS = 4
+_ROUNDS = 3
 
 
 def moment_matched(
@@ -159,13 +159,13 @@ def linear_response(posterior: Posterior) -> np.ndarray:
 
 def _refined(density: Density, member: M, noise: np.ndarray) -> tuple[M, float]:
     """The best member on fixed noise; each round of L-BFGS begins in the frame of what the last one found."""
-    best = -np.inf
+    member, elbo = fitted(density, member, noise)
     for _ in range(_ROUNDS):
+        before = elbo
         member, elbo = fitted(density, member, noise)
-        if not elbo > best + 1e-3:
+        if not elbo > before + 1e-3:
             break
-        best = elbo
-    return member, max(best, elbo)
+    return member, elbo
 
 
 def _check_family(family: Family, space: Space) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,8 @@ def batch_and_match(
       space: where the latent lives.
       x: data.
       num_steps: proximal steps.
-      num_draws: B, draws of a step; by default max(32, 2 D), with a rank max(32, 4 rank).
+      num_draws: B, draws of a step; by default max(32, 2 D), with a rank max(32, 4 rank, min(2 D, 128)).
+        With a rank, num_steps B should be some 20 D for scores to match closely.
       rank: of a covariance diagonal plus low rank, onto which each step is then projected: time and memory are linear in D. By
         default the covariance is dense.
 
@@ -62,8 +64,10 @@ def batch_and_match(
     if rank is not None:
         family = LowRank(rank)
         family.check(space)
-        count = max(32, 4 * rank) if num_draws is None else check_count(num_draws, "num_draws", least=2)
-        start = member_of(family, density, generator, 4)
+        count = (
+            max(32, 4 * rank, min(2 * space.size, 128)) if num_draws is None else check_count(num_draws, "num_draws", least=2)
+        )
+        start: Any = member_of(family, density, generator, 4)
         member = matched_and_patched(density, start, generator, num_steps=num_steps, num_draws=count)
         return finish_member(density, generator, member, began, f"a Gaussian of {family} whose scores match")
     count = max(32, 2 * space.size) if num_draws is None else check_count(num_draws, "num_draws", least=2)

@@ -94,7 +94,7 @@ def natural_ascent(density: Density, start: Gaussian, draws: np.ndarray, *, num_
         loc, root, log_det, grads, elbo, rate = loc_new, root_new, log_det_new, grads_new, elbo + gain, min(1.0, 2.0 * rate)
         if gain < 1e-9 + 10.0 * density.eps * abs(elbo):
             break
-    chol = np.linalg.qr(root.T, mode="r").T
+    chol = np.transpose(np.linalg.qr(root.T)[1])
     return Gaussian(loc, chol * np.sign(np.diag(chol)), elbo)
 
 
