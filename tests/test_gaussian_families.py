@@ -275,8 +275,8 @@ def test_patches_keep_members_and_come_closer_to_others():
     steps = [apart(patched(other, member, num_steps=n)) for n in (1, 2, 5, 20, 100)]
     assert (np.diff([apart(member), *steps]) < 0.0).all()
     near = Factored.of(Gaussian(MEAN, np.linalg.cholesky(covariance), 0.0), 2)
-    # Factor analysis converges linearly, here by 0.95 a step or faster: 300 of them leave 1e-6.
-    np.testing.assert_allclose(near.factor @ near.factor.T + np.diag(near.scale**2), covariance, atol=1e-3)
+    # Factor analysis converges linearly, here by 0.85 a step, and stops at changes of 1e-10: far less than 1e-6 is left.
+    np.testing.assert_allclose(near.factor @ near.factor.T + np.diag(near.scale**2), covariance, atol=1e-6)
 
 
 def test_a_low_rank_proximal_step_solves_the_equation_of_the_dense_one():

@@ -40,7 +40,8 @@ def batch_and_match(
       x: data.
       num_steps: proximal steps.
       num_draws: B, draws of a step; by default max(32, 2 D), with a rank max(32, 4 rank, min(2 D, 128)).
-        With a rank, num_steps B should be some 20 D for scores to match closely.
+        With a rank, num_steps B should be 20 D or more: on a Gaussian of 2,000 coordinates and rank 3, 30,000 gradients left a nat,
+        where `moment_matched` with `LowRank(3)` took 5,000 to leave 0.02.
       rank: of a covariance diagonal plus low rank, onto which each step is then projected: time and memory are linear in D. By
         default the covariance is dense.
 
