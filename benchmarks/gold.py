@@ -165,8 +165,9 @@ def measure(name: str, truth: Truth) -> list[str]:
     cells += [f"{report.log_evidence_se:.3f}", "yes" if report.trusted else "no"]
     if truth.space.size > 100:
         return [*cells, "-", "-", "-", "-", f"{seconds:.1f}"]
-    for diagonal, best in ((False, truth.full_rank), (True, truth.mean_field)):
-        fit = jvi.gaussian_fits.moment_matched(key, truth.log_joint, truth.space, truth.x, diagonal=diagonal)
+    families = jvi.gaussian_fits.families
+    for family, best in ((families.FullRank(), truth.full_rank), (families.Diagonal(), truth.mean_field)):
+        fit = jvi.gaussian_fits.moment_matched(key, truth.log_joint, truth.space, truth.x, family=family)
         elbo = fit.report.elbo if fit.report else math.nan
         cells += [f"{elbo:.3f}", f"{elbo - best:+.3f}"]
     return [*cells, f"{seconds:.1f}"]

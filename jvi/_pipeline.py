@@ -14,8 +14,9 @@ from jvi._progress import Stages
 from jvi._targets import BudgetSpentError, Density
 from jvi._typing import Estimate
 from jvi.gaussian_fits._climb import LOG_2PI, Climb, Gaussian, ascended, climb
+from jvi.gaussian_fits._draws import whitened
 from jvi.gaussian_fits._optima import MASS, distinct, others
-from jvi.gaussian_fits._saa import bent, diagonal, full_rank, whitened
+from jvi.gaussian_fits._saa import bent, diagonal, full_rank
 from jvi.gaussian_fits._weigh import DRAWS, ESS, KHAT, Weighed, posterior_of, weigh
 from jvi.posterior import Posterior
 from jvi.report import Report, Stage

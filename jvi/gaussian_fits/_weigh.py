@@ -14,7 +14,9 @@ from jvi._mixtures import Mixture
 from jvi._particles import Particles
 from jvi._precision import precise
 from jvi._targets import Density
+from jvi._typing import PyTree
 from jvi.diagnostics.psis import khat_of, smooth
+from jvi.guides.functions import Guide
 from jvi.guides.gaussian import FullRank, dense
 from jvi.objectives import Params
 from jvi.posterior import Posterior
@@ -72,7 +74,12 @@ def weigh(
     """Draw from a mixture in a frame, and weigh."""
     v = mixture.sample(rng, num_samples)
     u = frame.out(v)
-    raw = density.values(u) + frame.log_det(v) - mixture.log_prob(v)
+    return weighed(u, density.values(u) + frame.log_det(v) - mixture.log_prob(v))
+
+
+def weighed(u: np.ndarray, raw: np.ndarray) -> Weighed:
+    """What draws u [S, D] of log-weights `raw` [S] tell; S is a multiple of four."""
+    num_samples = len(u)
     finite = np.isfinite(raw)
     log_w = np.where(finite, raw, -1e300)
     khats = np.array([khat_of(batch) for batch in np.split(log_w, 4)])
@@ -89,9 +96,16 @@ def posterior_of(
     density: Density, loc: np.ndarray, chol: np.ndarray, report: Report, u: np.ndarray, log_w: np.ndarray, generations: int = 1
 ) -> Posterior:
     """The posterior of a Gaussian N(loc, chol chol') with weighed draws."""
-    target = density.target
+    with precise():
+        params = dense(jnp.asarray(loc), jnp.asarray(chol))
+    return posterior_with(density, FullRank(density.target.space), params, report, u, log_w, generations)
+
+
+def posterior_with(
+    density: Density, guide: Guide, params: PyTree, report: Report, u: np.ndarray, log_w: np.ndarray, generations: int = 1
+) -> Posterior:
+    """The posterior of any guide with weighed draws."""
     particles = Particles(density.constrain(u), log_w, generations)
     with precise():
-        params = Params((), jax.device_get(dense(jnp.asarray(loc), jnp.asarray(chol))))
-        x = jax.device_get(density.x)
-    return Posterior(target.model, FullRank(target.space), params, x, particles, report)
+        params, x = jax.device_get(Params((), params)), jax.device_get(density.x)
+    return Posterior(density.target.model, guide, params, x, particles, report)

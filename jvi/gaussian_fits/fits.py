@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from time import perf_counter
 
-import jax
 import numpy as np
 from scipy.linalg import solve_triangular
 
-from jvi._checks import check_count, check_data, check_key
 from jvi._frames import Affine
 from jvi._mixtures import Mixture
 from jvi._targets import Density, target_of
-from jvi._typing import Data, PRNGKey, Scalar
-from jvi.gaussian_fits._climb import Gaussian, climb, entropy
-from jvi.gaussian_fits._saa import diagonal as fit_diagonal
-from jvi.gaussian_fits._saa import full_rank, whitened
-from jvi.gaussian_fits._weigh import posterior_of, weigh
+from jvi._typing import Data, PRNGKey
+from jvi.gaussian_fits._climb import Gaussian, climb
+from jvi.gaussian_fits._draws import whitened
+from jvi.gaussian_fits._saa import M, fitted
+from jvi.gaussian_fits._shared import LogJoint, begin, finish, finish_member, member_of, settled, starts
+from jvi.gaussian_fits.families import Family, FullRank
 from jvi.posterior import Posterior
-from jvi.report import Report
 from jvi.spaces import Space
 
-__all__ = ["batch_and_match", "laplace", "linear_response", "moment_matched", "pathfinder"]
+__all__ = ["laplace", "linear_response", "moment_matched", "pathfinder"]
 
-LogJoint = Callable[..., Scalar]
+_FULL_RANK = FullRank()
+_ROUNDS = 3
 
 
 def moment_matched(
-    rng: PRNGKey, log_joint: LogJoint, space: Space, x: Data = None, *, diagonal: bool = False, num_starts: int = 4
+    rng: PRNGKey, log_joint: LogJoint, space: Space, x: Data = None, *, family: Family = _FULL_RANK, num_starts: int = 4
 ) -> Posterior:
-    """The Gaussian of largest ELBO, on fixed draws whose mean is zero and whose covariance is the identity.
+    """The Gaussian of largest ELBO of a family, on fixed draws whose mean is zero and whose covariance is the identity.
 
     L-BFGS maximizes the sample average; the draws double until fresh ones give the same ELBO.
 
@@ -39,8 +37,15 @@ def moment_matched(
       log_joint: log p(x, z), nats: `(x, z) -> scalar`, or `(z) -> scalar` when `x` is None.
       space: where the latent lives.
       x: data.
-      diagonal: fit a mean-field Gaussian in place of a full-rank one.
+      family: of `jvi.gaussian_fits.families`: which coordinates may depend on which. `LowRank`, `Markov` and small `Blocks` are fitted
+        in time and memory linear in D.
       num_starts: ascents to begin from; the best is refined.
+
+    Returns:
+      The posterior; its guide is `MeanField`, `LowRank`, or for the other families `FullRank`.
+
+    Raises:
+      ValueError: if the family does not fit the space.
 
     Example:
       >>> import jax, jvi
@@ -53,21 +58,10 @@ def moment_matched(
       Burroni, Domke and Sheldon (2024), Sample Average Approximation for Black-Box VI; Giordano, Ingram and Broderick (2024), DADVI.
     """
     began = perf_counter()
-    density, generator = _begin(rng, log_joint, space, x)
-    fit = _climbed(density, generator, num_starts)
-    size, refine = space.size, fit_diagonal if diagonal else full_rank
-    if diagonal:
-        fit = fit._replace(chol=np.diag(np.diag(fit.chol)))
-    # Cross moments matter to a mean-field fit too; it can do without where that many draws are too many.
-    dense = not diagonal or size <= 500
-    count = max(64, 8 * size) if dense else 64
-    while True:
-        fit = refine(density, fit, whitened(generator, count + count % 2, size, dense=dense))
-        values = density.values(Affine(fit.loc, fit.chol).out(generator.normal(size=(8_192, size)))) + entropy(fit.chol)
-        gap, error = fit.elbo - float(np.mean(values)), float(np.std(values) / np.sqrt(len(values)))
-        if not gap > max(0.02, 2.0 * error) or count >= 2**14:
-            return _finish(density, generator, fit, began, "a mean-field Gaussian" if diagonal else "a full-rank Gaussian")
-        count *= 2
+    density, generator = begin(rng, log_joint, space, x)
+    _check_family(family, space)
+    member = settled(density, generator, member_of(family, density, generator, num_starts), _refined)
+    return finish_member(density, generator, member, began, f"the best Gaussian of {family}")
 
 
 def laplace(rng: PRNGKey, log_joint: LogJoint, space: Space, x: Data = None, *, num_starts: int = 4) -> Posterior:
@@ -88,10 +82,10 @@ def laplace(rng: PRNGKey, log_joint: LogJoint, space: Space, x: Data = None, *, 
       Tierney and Kadane (1986), Accurate Approximations for Posterior Moments and Marginal Densities.
     """
     began = perf_counter()
-    density, generator = _begin(rng, log_joint, space, x)
-    climbs = climb(density, _starts(density, generator, num_starts), generator)
+    density, generator = begin(rng, log_joint, space, x)
+    climbs = climb(density, starts(density, generator, num_starts), generator)
     top = max(climbs, key=lambda one: one.log_density)
-    return _finish(density, generator, Gaussian(top.mode, top.chol, np.nan), began, "the Laplace approximation")
+    return finish(density, generator, Gaussian(top.mode, top.chol, np.nan), began, "the Laplace approximation")
 
 
 def pathfinder(rng: PRNGKey, log_joint: LogJoint, space: Space, x: Data = None, *, num_paths: int = 8) -> Posterior:
@@ -114,8 +108,8 @@ def pathfinder(rng: PRNGKey, log_joint: LogJoint, space: Space, x: Data = None, 
       Zhang, Carpenter, Gelman and Vehtari (2022), Pathfinder: Parallel Quasi-Newton Variational Inference.
     """
     began = perf_counter()
-    density, generator = _begin(rng, log_joint, space, x)
-    climbs = climb(density, _starts(density, generator, num_paths), generator)
+    density, generator = begin(rng, log_joint, space, x)
+    climbs = climb(density, starts(density, generator, num_paths), generator)
     fits = sorted((one.best for one in climbs if np.isfinite(one.best.elbo)), key=lambda fit: -fit.elbo)
     frame = Affine(fits[0].loc, fits[0].chol)
     share = np.exp(np.array([fit.elbo for fit in fits]) - fits[0].elbo)
@@ -125,59 +119,7 @@ def pathfinder(rng: PRNGKey, log_joint: LogJoint, space: Space, x: Data = None, 
         np.stack([solve_triangular(frame.chol, fit.chol, lower=True) for fit in fits]),
         1e6,  # Gaussian
     )
-    return _finish(density, generator, fits[0], began, f"{len(fits)} paths", mixture)
-
-
-def batch_and_match(
-    rng: PRNGKey, log_joint: LogJoint, space: Space, x: Data = None, *, num_steps: int = 60, num_draws: int | None = None
-) -> Posterior:
-    """A full-rank Gaussian whose score matches the posterior's on batches of draws, by closed-form proximal steps.
-
-    Args:
-      rng, log_joint, space, x: as for `moment_matched`.
-      num_steps: proximal steps.
-      num_draws: B, draws of a step; max(32, 2 D) by default.
-
-    Example:
-      >>> import jax, jvi
-      >>> normal = jax.scipy.stats.norm.logpdf
-      >>> fit = jvi.gaussian_fits.batch_and_match(jax.random.key(0), lambda z: normal(z, 1.0, 2.0), jvi.space(jvi.real()))
-      >>> round(float(fit.params.guide.loc[0]), 2)
-      1.0
-
-    References:
-      Cai et al. (2024), Batch and Match: Black-Box Variational Inference with a Score-Based Divergence.
-    """
-    began = perf_counter()
-    density, generator = _begin(rng, log_joint, space, x)
-    count = max(32, 2 * space.size) if num_draws is None else check_count(num_draws, "num_draws", least=2)
-    fit = _climbed(density, generator, 4)
-    best, frame = fit, Affine(fit.loc, fit.chol)
-    for t in range(check_count(num_steps, "num_steps")):
-        eps = generator.normal(size=(count, space.size))
-        values, grads = density.grads(frame.out(eps))
-        elbo = float(np.mean(values)) + entropy(frame.chol)
-        if not np.isfinite(elbo):
-            break
-        best = Gaussian(frame.loc, frame.chol, elbo)
-        frame = _matched(frame, eps, grads @ frame.chol, count * space.size / (t + 1.0))
-    return _finish(density, generator, best, began, "a full-rank Gaussian whose scores match")
-
-
-def _matched(frame: Affine, eps: np.ndarray, grads: np.ndarray, rate: float) -> Affine:
-    """One proximal step, in the frame of the Gaussian: the scores `grads` at standard normal draws, weighed by `rate`."""
-    identity = np.eye(eps.shape[1])
-    mean, score = eps.mean(0), grads.mean(0)
-    pull = rate / (1.0 + rate)
-    u = rate * np.cov(grads.T, bias=True).reshape(identity.shape) + pull * np.outer(score, score)
-    v = identity + rate * np.cov(eps.T, bias=True).reshape(identity.shape) + pull * np.outer(mean, mean)
-    root = np.linalg.cholesky(v)
-    values, vectors = np.linalg.eigh(root.T @ u @ root)
-    # S solves S u S + S = v.
-    scaled = vectors * np.sqrt(2.0 / (1.0 + np.sqrt(1.0 + 4.0 * np.maximum(values, 0.0))))
-    covariance = (root @ scaled) @ (root @ scaled).T
-    loc = frame.loc + frame.chol @ (pull * (covariance @ score + mean))
-    return Affine(loc, frame.chol @ np.linalg.cholesky(covariance))
+    return finish(density, generator, fits[0], began, f"{len(fits)} paths", mixture)
 
 
 def linear_response(posterior: Posterior) -> np.ndarray:
@@ -187,7 +129,7 @@ def linear_response(posterior: Posterior) -> np.ndarray:
     posterior covariance where the posterior is Gaussian, however wrong the mean-field variances are.
 
     Args:
-      posterior: of `moment_matched(..., diagonal=True)`, or any Gaussian fit.
+      posterior: of `moment_matched(..., family=families.Diagonal())`, or any Gaussian fit.
 
     Returns:
       The covariance [D, D], in the order of `space.names`.
@@ -196,7 +138,8 @@ def linear_response(posterior: Posterior) -> np.ndarray:
       >>> import jax, jax.numpy as jnp, jvi
       >>> precision = jnp.array([[2.0, 1.2], [1.2, 1.0]])
       >>> log_joint = lambda z: -0.5 * z @ precision @ z
-      >>> fit = jvi.gaussian_fits.moment_matched(jax.random.key(0), log_joint, jvi.space(jvi.real(2)), diagonal=True)
+      >>> family = jvi.gaussian_fits.families.Diagonal()
+      >>> fit = jvi.gaussian_fits.moment_matched(jax.random.key(0), log_joint, jvi.space(jvi.real(2)), family=family)
       >>> jvi.gaussian_fits.linear_response(fit).round(2) + 0.0
       array([[ 1.79, -2.14],
              [-2.14,  3.57]])
@@ -214,40 +157,18 @@ def linear_response(posterior: Posterior) -> np.ndarray:
     return np.linalg.inv(-0.5 * (hessian + hessian.T))
 
 
-def _begin(rng: PRNGKey, log_joint: LogJoint, space: Space, x: Data) -> tuple[Density, np.random.Generator]:
-    rng = check_key(rng)
-    density = Density(target_of(log_joint, space, with_data=x is not None), check_data(x))
-    return density, np.random.default_rng(np.asarray(jax.random.key_data(rng)))
+def _refined(density: Density, member: M, noise: np.ndarray) -> tuple[M, float]:
+    """The best member on fixed noise; each round of L-BFGS begins in the frame of what the last one found."""
+    member, elbo = fitted(density, member, noise)
+    for _ in range(_ROUNDS):
+        before = elbo
+        member, elbo = fitted(density, member, noise)
+        if not elbo > before + 1e-3:
+            break
+    return member, elbo
 
 
-def _starts(density: Density, rng: np.random.Generator, count: int) -> np.ndarray:
-    size = density.target.space.size
-    points = np.concatenate([np.zeros((1, size)), rng.uniform(-2.0, 2.0, size=(63, size))])
-    finite = np.isfinite(density.grads(points)[0])
-    if not finite.any():
-        raise ValueError(
-            f"the log-joint is finite at none of {len(points)} points around the origin of {density.target.space}."
-        )
-    return points[finite][: check_count(count, "count")]
-
-
-def _climbed(density: Density, rng: np.random.Generator, count: int) -> Gaussian:
-    climbs = climb(density, _starts(density, rng, count), rng)
-    return max((one.best for one in climbs), key=lambda fit: fit.elbo)
-
-
-def _finish(
-    density: Density, rng: np.random.Generator, fit: Gaussian, began: float, method: str, mixture: Mixture | None = None
-) -> Posterior:
-    frame, size = Affine(fit.loc, fit.chol), len(fit.loc)
-    mixture = mixture or Mixture(np.zeros(1), np.zeros((1, size)), np.eye(size)[None], 1e6)
-    weighed = weigh(density, frame, mixture, rng)
-    why = f"k-hat {weighed.khat:.2f} with {weighed.ess:,.0f} effective of {len(weighed.u):,} draws"
-    report = Report(
-        trusted=weighed.good, reasons=(why if weighed.good else f"{why}: the fit misses part of the posterior",),
-        advice=() if weighed.good else ("Use jvi.infer, which corrects what a Gaussian misses.",), method=method,
-        elbo=weighed.elbo, elbo_se=weighed.elbo_se, log_evidence=weighed.log_evidence, log_evidence_se=weighed.log_evidence_se,
-        khat=weighed.khat, khat_se=weighed.khat_se, ess=weighed.ess, num_draws=len(weighed.u),
-        num_grads=density.num_grads, num_densities=density.num_values, seconds=perf_counter() - began,
-    )  # fmt: skip
-    return posterior_of(density, fit.loc, fit.chol, report, weighed.u, weighed.smoothed)
+def _check_family(family: Family, space: Space) -> None:
+    if not isinstance(family, Family):
+        raise TypeError(f"family must be one of jvi.gaussian_fits.families, as in FullRank() or LowRank(4); got {family!r}.")
+    family.check(space)
