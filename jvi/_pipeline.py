@@ -25,6 +25,7 @@ _STARTS = 8
 _PARTICLES = 1_024  # of each of two bridges
 _ROUNDS = 12  # of ascents from afar
 _FEW = 40  # coordinates up to which mixtures adapt: their covariances are learned from some thousand draws
+_VALLEYS = 10  # coordinates up to which many components trace a curved valley
 _DENSE = 600  # coordinates up to which every entry of a covariance is fitted
 _BEND = 128  # coordinates up to which frames bend
 _UNBOUNDED = 1e50  # nats, where an ascent is taken to have no end
@@ -87,18 +88,25 @@ class Run:
                 weighed, mixture = again, bent
             else:
                 self.frame = self.affine
-        if not weighed.good and self.size <= _FEW:
-            better = self.adapt(mixture)
+        if found := self.settled(weighed, mixture):
+            return found
+        for count in (8, 32) if self.size <= _VALLEYS else (8,) if self.size <= _FEW else ():
+            better = self.adapt(mixture, count)
             again = self.weigh(better)
+            if found := self.settled(again, better):
+                return found
             if again.quality > weighed.quality:
                 weighed, mixture = again, better
+        return self.bridge(mixture)
+
+    def settled(self, weighed: Weighed, mixture: Mixture) -> Posterior | None:
+        """The posterior, where the weights pass and Hamiltonian moves leave the draws where they are."""
         if weighed.khat + weighed.khat_se < KHAT and weighed.ess < 0.5 * len(weighed.u):
             weighed = self.weigh(mixture, _MORE)
-        if weighed.good:
-            drift = self.stir(weighed)
-            if drift < _AGREE:
-                return self.weighted(weighed, mixture, drift)
-        return self.bridge(mixture)
+        if not weighed.good:
+            return None
+        drift = self.stir(weighed)
+        return self.weighted(weighed, mixture, drift) if drift < _AGREE else None
 
     # -- stages ------------------------------------------------------------------------------------------------------------
 
@@ -228,17 +236,22 @@ class Run:
             self.best = found, mixture
         return found
 
-    def adapt(self, mixture: Mixture, num_rounds: int = 10, num_samples: int = 3_000, num_components: int = 8) -> Mixture:
+    def adapt(self, mixture: Mixture, num_components: int = 8) -> Mixture:
+        """The mixture with more components, fitted to the target; a tenth stays with what it was, for what the new ones miss."""
         self.begin("adapt")
+        few = num_components <= 8
+        first, num_rounds, num_samples = mixture, 10 if few else 24, 3_000 if few else 250 * num_components
         for i in range(num_rounds):
             v = mixture.sample(self.rng, num_samples)
             log_w = self.density.values(self.frame.out(v)) + self.frame.log_det(v) - mixture.log_prob(v)
             log_w = np.where(np.isfinite(log_w), log_w, -1e300)
             mixture = adapted(mixture, v, log_w)
-            if not i:
-                mixture = self._spread(mixture, v, log_w, num_components)
-        self.end(f"{len(mixture.loc)} Student-t components with {mixture.df:.0f} degrees of freedom")
-        return mixture
+            if i % 4 == 0 and len(mixture.loc) < num_components:
+                mixture = self._spread(mixture, v, log_w, min(2 * i + 8, num_components))
+        log_mix = np.concatenate([np.log(0.9) + mixture.log_mix, np.log(0.1) + first.log_mix])
+        loc, chol = np.concatenate([mixture.loc, first.loc]), np.concatenate([mixture.chol, first.chol])
+        self.end(f"{len(loc)} Student-t components with {mixture.df:.0f} degrees of freedom")
+        return Mixture(log_mix, loc, chol, mixture.df)
 
     def _spread(self, mixture: Mixture, v: np.ndarray, log_w: np.ndarray, count: int) -> Mixture:
         """Add components at draws that carry weight, each narrower than the one it came from."""
