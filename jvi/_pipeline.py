@@ -13,7 +13,7 @@ from jvi._mixtures import Mixture, adapted
 from jvi._progress import Stages
 from jvi._targets import BudgetSpentError, Density
 from jvi._typing import Estimate
-from jvi.gaussian_fits._climb import LOG_2PI, Climb, Gaussian, ascended, climb
+from jvi.gaussian_fits._climb import LOG_2PI, Climb, Gaussian, climb
 from jvi.gaussian_fits._optima import MASS, distinct, others
 from jvi.gaussian_fits._saa import bent, diagonal, full_rank, whitened
 from jvi.gaussian_fits._weigh import DRAWS, ESS, KHAT, Weighed, posterior_of, weigh
@@ -27,9 +27,12 @@ _ROUNDS = 12  # of ascents from afar
 _FEW = 40  # coordinates up to which mixtures adapt: their covariances are learned from some thousand draws
 _VALLEYS = 10  # coordinates up to which many components trace a curved valley
 _DENSE = 600  # coordinates up to which every entry of a covariance is fitted
+_LARGE_STEPS = 4  # of Newton's method in more coordinates than that, each a gradient a coordinate
 _BEND = 128  # coordinates up to which frames bend
 _UNBOUNDED = 1e50  # nats, where an ascent is taken to have no end
+_UNEVEN = 100.0  # effective draws below which weights do more harm than good
 _MORE = 40_000  # draws of a proposal, where 10,000 are worth too few
+_LAST = 2_000  # draws of what the budget left unfinished
 
 
 class Run:
@@ -42,7 +45,8 @@ class Run:
         self.size = density.target.space.size
         self.names = density.target.space.names
         self.stages: list[Stage] = []
-        self.num_optima = 0
+        self.num_starts = self.num_optima = 0
+        self.fits: list[Gaussian] = []
         self.best: tuple[Weighed, Mixture] | None = None
         density.deadline, density.most_grads = began + seconds, grads
         self.bridges: list[Bridge] = []
@@ -53,14 +57,20 @@ class Run:
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is not finite is looked at, not feared
                 return self.search()
         except BudgetSpentError:
-            self.end("left off: the budget is spent")
+            if not self.stages[-1].finding:
+                self.end("left off: the budget is spent")
             spent = f"the budget is spent, {perf_counter() - self.began:.0f} s and {self.density.num_grads:,} gradients"
             self.doubts[spent] = "Allow more by budget=jvi.Budget(...)."
             self.density.deadline = self.density.most_grads = float("inf")
-            if self.best is None:
+            if self.best is None and not self.fits:
                 raise TimeoutError(f"{spent}, before there was a fit: allow more by budget=jvi.Budget(...).") from None
+            if self.best is None:
+                self.frame = self.affine = Affine(self.fits[0].loc, self.fits[0].chol)
+                self.elbo = self.fresh_elbo(self.frame)
+                self.weigh(self.proposal(self.fits[:1]), _LAST)
             if self.bridges:
-                return self.bridged(self.bridges[0], self.bridges[0])
+                return self.bridged(self.bridges[0], self.bridges[-1])
+            assert self.best is not None
             return self.weighted(*self.best, drift=0.0)
 
     def search(self) -> Posterior:
@@ -129,15 +139,22 @@ class Run:
                 f"the log-joint has no slope in {', '.join(flat[:5])} at any of {int(finite.sum())} points: the posterior is improper "
                 "there, or the log-joint is a step function. Give it a prior, sum a discrete latent out, or take it out of the space."
             )
-        starts = _STARTS if self.size <= 100 else 2 if self.size <= _DENSE else 1
-        begin = points[finite][:starts] if self.size <= _DENSE else ascended(self.density, points[finite][0])[None]
-        climbs = climb(self.density, begin, self.rng)
-        fits = sorted((one.best for one in climbs if np.isfinite(one.best.elbo)), key=lambda fit: -fit.elbo)
+        self.num_starts = starts = _STARTS if self.size <= 100 else 2 if self.size <= _DENSE else 1
+        begin, large = points[finite][:starts], self.size > _DENSE
+        if large:  # the highest point of many coordinates may lie far from where the mass is
+            narrow = Gaussian(begin[0], 0.1 * np.eye(self.size), -np.inf)
+            draws = whitened(self.rng, 64, self.size, dense=False)
+            self.fits = [diagonal(self.density, narrow, draws, num_steps=200)]
+            begin = self.fits[0].loc[None]
+        climbs = climb(self.density, begin, self.rng, num_steps=_LARGE_STEPS if large else 80)
+        fits = self.fits + [one.best for one in climbs if np.isfinite(one.best.elbo)]
+        self.rough = large and not climbs[0].converged
+        fits.sort(key=lambda fit: -fit.elbo)
         top = max(climbs, key=lambda one: one.log_density)
         if not fits or top.log_density > _UNBOUNDED:
             raise ValueError(self._broken(top))
         kept = [fit for fit in distinct(fits) if fit.elbo > fits[0].elbo - 30.0][:4]
-        self.num_starts = starts
+        self.fits = kept
         ended = sum(one.converged for one in climbs)
         self.end(f"{ended} of {len(climbs)} ascents ended in an optimum, {len(kept)} distinct; best ELBO {fits[0].elbo:.2f}")
         return kept
@@ -166,7 +183,7 @@ class Run:
             found = [self._bounded(fit, diagonal(self.density, fit, draws, num_steps=100)) for fit in fits]
         found.sort(key=lambda fit: -fit.elbo)
         kept = [fit for fit in distinct(found) if fit.elbo > found[0].elbo - MASS]
-        self.num_optima = len(kept)
+        self.fits, self.num_optima = kept, len(kept)
         self.end(
             f"full-rank Gaussian, sample-average ELBO {kept[0].elbo:.2f}" + (f"; {len(kept)} optima" if len(kept) > 1 else "")
         )
@@ -184,6 +201,8 @@ class Run:
         return start
 
     def scatter(self, fits: list[Gaussian]) -> list[Gaussian]:
+        if self.rough:
+            return fits
         self.begin("scatter")
         found = others(self.density, fits, self.rng)
         self.end(f"ascents from afar found {len(found)} other optima")
@@ -294,19 +313,26 @@ class Run:
             advice.append("Reparameterize the model (non-centred, other supports), or allow a larger budget.")
         if drift >= _AGREE:
             reasons.append(f"Hamiltonian moves shift the draws by {drift:.2f} sd")
+        uneven = weighed.ess < _UNEVEN
+        if uneven:  # a handful of draws would stand for all
+            weighed = weighed._replace(smoothed=np.full(len(weighed.u), -np.log(len(weighed.u))))
         count = len(mixture.loc)
         method = "a Student-t at the fit" if count == 1 else f"a mixture of {count} Student-t components"
         passed = f"k-hat {weighed.khat:.2f} and {weighed.ess:,.0f} effective draws"
+        method = f"{method}, {'unweighted' if uneven else 'Pareto-smoothed'}"
         report = self.report(
-            reasons, advice, passed, f"{method}, Pareto-smoothed", khat=weighed.khat, khat_se=weighed.khat_se,
+            reasons, advice, passed, method, khat=weighed.khat, khat_se=weighed.khat_se,
             log_evidence=weighed.log_evidence, log_evidence_se=weighed.log_evidence_se, ess=weighed.ess, num_draws=len(weighed.u),
         )  # fmt: skip
         return posterior_of(self.density, self.affine.loc, self.affine.chol, report, weighed.u, weighed.smoothed)
 
     def bridged(self, first: Bridge, last: Bridge) -> Posterior:
         reasons, advice = list(self.doubts), list(self.doubts.values())
+        generations = min(len(first.v), len(last.v))  # fewer of one that the budget ended
+        both = (first, last) if last is not first else (first,)
+        every = np.concatenate([one.v[-generations:] for one in both], 1)
         a, b = (one.v.reshape(-1, self.size) for one in (first, last))
-        ess = float(np.min(grouped_ess(first.v if last is first else np.concatenate([first.v, last.v], 1))))
+        ess = float(np.min(grouped_ess(every)))
         gap = float(max(np.max(np.abs(a.mean(0) - b.mean(0)) / b.std(0)), np.max(np.abs(np.log(a.std(0) / b.std(0))))))
         evidence_gap, error = abs(first.log_evidence - last.log_evidence), np.hypot(first.log_evidence_se, last.log_evidence_se)
         if gap > 0.4 * _AGREE + 2.0 * np.sqrt(1.0 / ess):  # a false alarm is the lesser fault
@@ -323,11 +349,11 @@ class Run:
         report = self.report(
             reasons, advice, f"two tempered bridges, well mixed, agree to {gap:.2f} sd and {evidence_gap:.2f} nats",
             "tempered bridges with Hamiltonian moves", log_evidence=0.5 * (first.log_evidence + last.log_evidence),
-            log_evidence_se=float(0.5 * error), ess=ess, num_draws=len(a) + len(b) * (last is not first), bridge_gap=gap,
+            log_evidence_se=float(0.5 * error), ess=ess, num_draws=every.shape[0] * every.shape[1], bridge_gap=gap,
         )  # fmt: skip
-        v = (first.v if last is first else np.concatenate([first.v, last.v], 1)).reshape(-1, self.size)
+        v = every.reshape(-1, self.size)
         log_w = np.full(len(v), -np.log(len(v)))
-        return posterior_of(self.density, self.affine.loc, self.affine.chol, report, self.frame.out(v), log_w, len(last.v))
+        return posterior_of(self.density, self.affine.loc, self.affine.chol, report, self.frame.out(v), log_w, generations)
 
     def report(self, reasons: list[str], advice: list[str], passed: str, method: str, **values: Any) -> Report:
         return Report(

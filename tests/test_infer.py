@@ -247,6 +247,15 @@ def test_a_spent_budget_leaves_a_distrusted_result():
     assert np.isfinite(columns(posterior.sample(KEY, 100))).all()
 
 
+def test_a_budget_spent_on_many_coordinates_leaves_the_best_gaussian():
+    posterior = jvi.infer(KEY, funnel, jvi.space(jvi.real(700)), budget=jvi.Budget(grads=10_000))
+    assert not posterior.report.trusted
+    assert "budget" in posterior.report.reasons[0]
+    draws = columns(posterior.sample(KEY, 500))
+    assert np.isfinite(draws).all()
+    assert abs(draws[:, 1:].mean()) < 0.1
+
+
 @pytest.mark.quick
 def test_diagnose_tells_a_good_guide_from_a_bad_one():
     model, guide = jvi.model(conjugate), jvi.guides.MeanField(jvi.space({"mean": jvi.real(3)}))

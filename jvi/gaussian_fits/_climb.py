@@ -106,18 +106,6 @@ def climb(
     return [Climb(best[i], u[i], _root(cov[i]), float(f[i]), bool(left[i] < 1e-2)) for i in range(len(u))]
 
 
-def ascended(density: Density, u: np.ndarray, *, num_steps: int = 1_000) -> np.ndarray:
-    """Where L-BFGS, which takes one gradient a step, gets to from u [D]."""
-
-    def descent(u: np.ndarray) -> tuple[float, np.ndarray]:
-        values, grads = density.grads(u[None])
-        return (-float(values[0]), -grads[0]) if np.isfinite(values[0]) else (1e300, np.zeros_like(u))
-
-    from scipy.optimize import minimize  # a tenth of a second, which importing jvi need not take
-
-    return minimize(descent, u, jac=True, method="L-BFGS-B", options={"maxiter": num_steps, "maxfun": num_steps}).x
-
-
 def _covariance(density: Density, u: np.ndarray, g: np.ndarray, scale: np.ndarray, damping: np.ndarray) -> np.ndarray:
     """(|Hessian| + damping)^-1 in units in which the Hessian's diagonal is 1, by differences of gradients: [R, D, D]."""
     count, size = u.shape
