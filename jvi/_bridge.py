@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from jvi._mixtures import Mixture
+from jvi._targets import BudgetSpentError
 
 Score = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # [S, D] -> log-densities [S], gradients [S, D]
 _LEAPS = 5  # gradients of one Hamiltonian move
@@ -104,6 +105,8 @@ def bridge(
       max_moves: where that ends.
       max_temperatures: after which the last step to the target is taken at once.
 
+    Where the budget ends at the target, what there is comes back.
+
     References:
       Neal (2001), Annealed Importance Sampling; Del Moral, Doucet and Jasra (2006), Sequential Monte Carlo Samplers.
     """
@@ -126,19 +129,23 @@ def bridge(
             return t * value + (1.0 - t) * log_q, t * grad + (1.0 - t) * grad_q
 
         v = mover.move(between if t < 1.0 else score, v, num_moves)
+    error = float(np.sqrt(variance))
+    last: list[np.ndarray] = [v]
     while True:
-        found = []
-        for _ in range(generations):
-            v = mover.move(score, v, moves_between)
-            found.append(v)
-        stack = np.stack(found)
+        found: list[np.ndarray] = []
+        try:
+            for _ in range(generations):
+                v = mover.move(score, v, moves_between)
+                found.append(v)
+        except BudgetSpentError:
+            found, moves_between = found if len(found) > 1 else last, max_moves
+        last, stack = found, np.stack(found)
         apart = (stack - stack.mean((0, 1))) / stack.std((0, 1))
         worth, inner = (
             np.minimum(grouped_ess(part), grouped_ess(part**2)) / num_particles for part in (apart, np.clip(apart, -3.0, 3.0))
         )
         # A few particles far out do not prolong the run; but where they have not mixed, the report says so.
         if np.min(inner) >= MIXED or moves_between >= max_moves:
-            error = float(np.sqrt(variance))
             return Bridge(stack, log_z, error, count, mover.accept, moves_between, float(np.min(worth)), int(np.argmin(worth)))
         moves_between *= 2
 

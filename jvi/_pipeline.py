@@ -13,7 +13,7 @@ from jvi._mixtures import Mixture, adapted
 from jvi._progress import Stages
 from jvi._targets import BudgetSpentError, Density
 from jvi._typing import Estimate
-from jvi.gaussian_fits._climb import LOG_2PI, Climb, Gaussian, ascended, climb
+from jvi.gaussian_fits._climb import LOG_2PI, Climb, Gaussian, climb
 from jvi.gaussian_fits._draws import whitened
 from jvi.gaussian_fits._optima import MASS, distinct, others
 from jvi.gaussian_fits._saa import bent, diagonal, full_rank
@@ -26,10 +26,14 @@ _STARTS = 8
 _PARTICLES = 1_024  # of each of two bridges
 _ROUNDS = 12  # of ascents from afar
 _FEW = 40  # coordinates up to which mixtures adapt: their covariances are learned from some thousand draws
+_VALLEYS = 10  # coordinates up to which many components trace a curved valley
 _DENSE = 600  # coordinates up to which every entry of a covariance is fitted
+_LARGE_STEPS = 4  # of Newton's method in more coordinates than that, each a gradient a coordinate
 _BEND = 128  # coordinates up to which frames bend
 _UNBOUNDED = 1e50  # nats, where an ascent is taken to have no end
+_UNEVEN = 100.0  # effective draws below which weights do more harm than good
 _MORE = 40_000  # draws of a proposal, where 10,000 are worth too few
+_LAST = 2_000  # draws of what the budget left unfinished
 
 
 class Run:
@@ -42,7 +46,8 @@ class Run:
         self.size = density.target.space.size
         self.names = density.target.space.names
         self.stages: list[Stage] = []
-        self.num_optima = 0
+        self.num_starts = self.num_optima = 0
+        self.fits: list[Gaussian] = []
         self.best: tuple[Weighed, Mixture] | None = None
         density.deadline, density.most_grads = began + seconds, grads
         self.bridges: list[Bridge] = []
@@ -53,15 +58,22 @@ class Run:
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is not finite is looked at, not feared
                 return self.search()
         except BudgetSpentError:
-            self.end("left off: the budget is spent")
+            if not self.stages[-1].finding:
+                self.end("left off: the budget is spent")
             spent = f"the budget is spent, {perf_counter() - self.began:.0f} s and {self.density.num_grads:,} gradients"
             self.doubts[spent] = "Allow more by budget=jvi.Budget(...)."
             self.density.deadline = self.density.most_grads = float("inf")
-            if self.best is None:
+            if self.best is None and not self.fits:
                 raise TimeoutError(f"{spent}, before there was a fit: allow more by budget=jvi.Budget(...).") from None
+            best = self.best
+            if best is None:
+                self.frame = self.affine = Affine(self.fits[0].loc, self.fits[0].chol)
+                self.elbo = self.fresh_elbo(self.frame)
+                mixture = self.proposal(self.fits[:1])
+                best = self.weigh(mixture, _LAST), mixture
             if self.bridges:
-                return self.bridged(self.bridges[0], self.bridges[0])
-            return self.weighted(*self.best, drift=0.0)
+                return self.bridged(self.bridges[0], self.bridges[-1])
+            return self.weighted(*best, drift=0.0)
 
     def search(self) -> Posterior:
         fits = self.refine(self.explore())
@@ -82,25 +94,31 @@ class Run:
         if weighed.good and weighed.ess >= 0.5 * len(weighed.u):
             return self.weighted(weighed, mixture, 0.0)
         before = self.elbo
-        if self.bend():
-            bent = self.proposal(fits)
+        if bent := self.bend(fits):
             again = self.weigh(bent)
             if again.quality > weighed.quality:
                 weighed, mixture = again, bent
             else:
                 self.frame, self.elbo = self.affine, before
-        if not weighed.good and self.size <= _FEW:
-            better = self.adapt(mixture)
+        if found := self.settled(weighed, mixture):
+            return found
+        for count in (8, 32) if self.size <= _VALLEYS else (8,) if self.size <= _FEW else ():
+            better = self.adapt(mixture, count)
             again = self.weigh(better)
+            if found := self.settled(again, better):
+                return found
             if again.quality > weighed.quality:
                 weighed, mixture = again, better
+        return self.bridge(mixture)
+
+    def settled(self, weighed: Weighed, mixture: Mixture) -> Posterior | None:
+        """The posterior, where the weights pass and Hamiltonian moves leave the draws where they are."""
         if weighed.khat + weighed.khat_se < KHAT and weighed.ess < 0.5 * len(weighed.u):
             weighed = self.weigh(mixture, _MORE)
-        if weighed.good:
-            drift = self.stir(weighed)
-            if drift < _AGREE:
-                return self.weighted(weighed, mixture, drift)
-        return self.bridge(mixture)
+        if not weighed.good:
+            return None
+        drift = self.stir(weighed)
+        return self.weighted(weighed, mixture, drift) if drift < _AGREE else None
 
     # -- stages ------------------------------------------------------------------------------------------------------------
 
@@ -123,15 +141,22 @@ class Run:
                 f"the log-joint has no slope in {', '.join(flat[:5])} at any of {int(finite.sum())} points: the posterior is improper "
                 "there, or the log-joint is a step function. Give it a prior, sum a discrete latent out, or take it out of the space."
             )
-        starts = _STARTS if self.size <= 100 else 2 if self.size <= _DENSE else 1
-        begin = points[finite][:starts] if self.size <= _DENSE else ascended(self.density, points[finite][0])[None]
-        climbs = climb(self.density, begin, self.rng)
-        fits = sorted((one.best for one in climbs if np.isfinite(one.best.elbo)), key=lambda fit: -fit.elbo)
+        self.num_starts = starts = _STARTS if self.size <= 100 else 2 if self.size <= _DENSE else 1
+        begin, large = points[finite][:starts], self.size > _DENSE
+        if large:  # the highest point of many coordinates may lie far from where the mass is
+            narrow = Gaussian(begin[0], 0.1 * np.eye(self.size), -np.inf)
+            draws = whitened(self.rng, 64, self.size, dense=False)
+            self.fits = [diagonal(self.density, narrow, draws, num_steps=200)]
+            begin = self.fits[0].loc[None]
+        climbs = climb(self.density, begin, self.rng, num_steps=_LARGE_STEPS if large else 80)
+        fits = self.fits + [one.best for one in climbs if np.isfinite(one.best.elbo)]
+        self.rough = large and not climbs[0].converged
+        fits.sort(key=lambda fit: -fit.elbo)
         top = max(climbs, key=lambda one: one.log_density)
         if not fits or top.log_density > _UNBOUNDED:
             raise ValueError(self._broken(top))
         kept = [fit for fit in distinct(fits) if fit.elbo > fits[0].elbo - 30.0][:4]
-        self.num_starts = starts
+        self.fits = kept
         ended = sum(one.converged for one in climbs)
         self.end(f"{ended} of {len(climbs)} ascents ended in an optimum, {len(kept)} distinct; best ELBO {fits[0].elbo:.2f}")
         return kept
@@ -160,7 +185,7 @@ class Run:
             found = [self._bounded(fit, diagonal(self.density, fit, draws, num_steps=100)) for fit in fits]
         found.sort(key=lambda fit: -fit.elbo)
         kept = [fit for fit in distinct(found) if fit.elbo > found[0].elbo - MASS]
-        self.num_optima = len(kept)
+        self.fits, self.num_optima = kept, len(kept)
         self.end(
             f"full-rank Gaussian, sample-average ELBO {kept[0].elbo:.2f}" + (f"; {len(kept)} optima" if len(kept) > 1 else "")
         )
@@ -178,29 +203,35 @@ class Run:
         return start
 
     def scatter(self, fits: list[Gaussian]) -> list[Gaussian]:
+        if self.rough:
+            return fits
         self.begin("scatter")
         found = others(self.density, fits, self.rng)
         self.end(f"ascents from afar found {len(found)} other optima")
         return self.refine([*fits, *found]) if found else fits
 
-    def bend(self) -> bool:
+    def bend(self, fits: list[Gaussian]) -> Mixture | None:
         """Let coordinates set the scale of others, if that gains more than chance: the weights of fresh draws will tell.
 
         The fresh ELBO alone does not: a single draw far out takes nats off it, and nothing off the weights.
         """
         if self.size > _BEND:
-            return False
+            return None
         self.begin("bend")
         draws = whitened(self.rng, max(2_048, 16 * self.size), self.size)
         orders, num_steps = ((False, True), 150) if self.size <= 50 else ((False,), 60)
         tries = [bent(self.density, self.affine, draws, led=led, num_steps=num_steps) for led in orders]
         frame, elbo = max(tries, key=lambda found: found[1])
-        better = bool(elbo - self.elbo.value > 0.05 + 2.0 * self.elbo.standard_error)
-        fresh = self.fresh_elbo(frame)
-        self.end(f"triangular map, sample-average ELBO {elbo:.2f}, fresh {fresh}: " + ("tried" if better else "no gain"))
-        if better:
-            self.frame, self.elbo = frame, fresh
-        return better
+        fresh, gain = self.fresh_elbo(frame), elbo - self.elbo.value
+        mixture = None
+        if gain > 0.05 + 2.0 * self.elbo.standard_error:
+            try:
+                self.frame = frame
+                mixture, self.elbo = self.proposal(fits), fresh
+            except np.linalg.LinAlgError:  # another optimum lies where the map folds up
+                self.frame = self.affine
+        self.end(f"triangular map, sample-average ELBO {elbo:.2f}, fresh {fresh}: " + ("tried" if mixture else "no gain"))
+        return mixture
 
     def fresh_elbo(self, frame: Affine | Bent) -> Estimate:
         v = self.rng.normal(size=(2_048, self.size))
@@ -232,17 +263,22 @@ class Run:
             self.best = found, mixture
         return found
 
-    def adapt(self, mixture: Mixture, num_rounds: int = 10, num_samples: int = 3_000, num_components: int = 8) -> Mixture:
+    def adapt(self, mixture: Mixture, num_components: int = 8) -> Mixture:
+        """The mixture with more components, fitted to the target; a tenth stays with what it was, for what the new ones miss."""
         self.begin("adapt")
+        few = num_components <= 8
+        first, num_rounds, num_samples = mixture, 10 if few else 24, 3_000 if few else 250 * num_components
         for i in range(num_rounds):
             v = mixture.sample(self.rng, num_samples)
             log_w = self.density.values(self.frame.out(v)) + self.frame.log_det(v) - mixture.log_prob(v)
             log_w = np.where(np.isfinite(log_w), log_w, -1e300)
             mixture = adapted(mixture, v, log_w)
-            if not i:
-                mixture = self._spread(mixture, v, log_w, num_components)
-        self.end(f"{len(mixture.loc)} Student-t components with {mixture.df:.0f} degrees of freedom")
-        return mixture
+            if i % 4 == 0 and len(mixture.loc) < num_components:
+                mixture = self._spread(mixture, v, log_w, min(2 * i + 8, num_components))
+        log_mix = np.concatenate([np.log(0.9) + mixture.log_mix, np.log(0.1) + first.log_mix])
+        loc, chol = np.concatenate([mixture.loc, first.loc]), np.concatenate([mixture.chol, first.chol])
+        self.end(f"{len(loc)} Student-t components with {mixture.df:.0f} degrees of freedom")
+        return Mixture(log_mix, loc, chol, mixture.df)
 
     def _spread(self, mixture: Mixture, v: np.ndarray, log_w: np.ndarray, count: int) -> Mixture:
         """Add components at draws that carry weight, each narrower than the one it came from."""
@@ -285,19 +321,26 @@ class Run:
             advice.append("Reparameterize the model (non-centred, other supports), or allow a larger budget.")
         if drift >= _AGREE:
             reasons.append(f"Hamiltonian moves shift the draws by {drift:.2f} sd")
+        uneven = weighed.ess < _UNEVEN
+        if uneven:  # a handful of draws would stand for all
+            weighed = weighed._replace(smoothed=np.full(len(weighed.u), -np.log(len(weighed.u))))
         count = len(mixture.loc)
         method = "a Student-t at the fit" if count == 1 else f"a mixture of {count} Student-t components"
         passed = f"k-hat {weighed.khat:.2f} and {weighed.ess:,.0f} effective draws"
+        method = f"{method}, {'unweighted' if uneven else 'Pareto-smoothed'}"
         report = self.report(
-            reasons, advice, passed, f"{method}, Pareto-smoothed", khat=weighed.khat, khat_se=weighed.khat_se,
+            reasons, advice, passed, method, khat=weighed.khat, khat_se=weighed.khat_se,
             log_evidence=weighed.log_evidence, log_evidence_se=weighed.log_evidence_se, ess=weighed.ess, num_draws=len(weighed.u),
         )  # fmt: skip
         return posterior_of(self.density, self.affine.loc, self.affine.chol, report, weighed.u, weighed.smoothed)
 
     def bridged(self, first: Bridge, last: Bridge) -> Posterior:
         reasons, advice = list(self.doubts), list(self.doubts.values())
+        generations = min(len(first.v), len(last.v))  # fewer of one that the budget ended
+        both = (first, last) if last is not first else (first,)
+        every = np.concatenate([one.v[-generations:] for one in both], 1)
         a, b = (one.v.reshape(-1, self.size) for one in (first, last))
-        ess = float(np.min(grouped_ess(first.v if last is first else np.concatenate([first.v, last.v], 1))))
+        ess = float(np.min(grouped_ess(every)))
         gap = float(max(np.max(np.abs(a.mean(0) - b.mean(0)) / b.std(0)), np.max(np.abs(np.log(a.std(0) / b.std(0))))))
         evidence_gap, error = abs(first.log_evidence - last.log_evidence), np.hypot(first.log_evidence_se, last.log_evidence_se)
         if gap > 0.4 * _AGREE + 2.0 * np.sqrt(1.0 / ess):  # a false alarm is the lesser fault
@@ -314,11 +357,11 @@ class Run:
         report = self.report(
             reasons, advice, f"two tempered bridges, well mixed, agree to {gap:.2f} sd and {evidence_gap:.2f} nats",
             "tempered bridges with Hamiltonian moves", log_evidence=0.5 * (first.log_evidence + last.log_evidence),
-            log_evidence_se=float(0.5 * error), ess=ess, num_draws=len(a) + len(b) * (last is not first), bridge_gap=gap,
+            log_evidence_se=float(0.5 * error), ess=ess, num_draws=every.shape[0] * every.shape[1], bridge_gap=gap,
         )  # fmt: skip
-        v = (first.v if last is first else np.concatenate([first.v, last.v], 1)).reshape(-1, self.size)
+        v = every.reshape(-1, self.size)
         log_w = np.full(len(v), -np.log(len(v)))
-        return posterior_of(self.density, self.affine.loc, self.affine.chol, report, self.frame.out(v), log_w, len(last.v))
+        return posterior_of(self.density, self.affine.loc, self.affine.chol, report, self.frame.out(v), log_w, generations)
 
     def report(self, reasons: list[str], advice: list[str], passed: str, method: str, **values: Any) -> Report:
         return Report(

@@ -52,6 +52,11 @@ def heavy(z):
     return jnp.sum(t.logpdf(z, 5.0))
 
 
+def ring(z):
+    """Where z0^2 + z1^2 = 9, to 0.3: a valley that no few Gaussians fill; the square is about N(9, 0.3^2), the angle uniform."""
+    return norm.logpdf(jnp.sum(z**2), 9.0, 0.3) - math.log(math.pi)
+
+
 def scales(z):
     """A regression line in units that differ by 1e16."""
     return norm.logpdf(z["wide"], 3e8, 1e8) + norm.logpdf(z["narrow"], 2e-8, 1e-8)
@@ -67,6 +72,7 @@ GEOMETRIES = {
     "funnel": (funnel, jvi.space(jvi.real(4)), np.zeros(4), np.array([1.5, *[math.exp(1.5**2 / 4)] * 3]), 0.0),
     "banana": (banana, PLANE, np.zeros(2), np.array([2.0, 3.0]), 0.0),
     "two modes": (two_modes, PLANE, np.array([2.4, 2.1]), np.sqrt(1 + 0.21 * np.array([144.0, 9.0])), 0.0),
+    "ring": (ring, PLANE, np.zeros(2), np.full(2, math.sqrt(4.5)), 0.0),
     "heavy tails": (heavy, jvi.space(jvi.real(3)), np.zeros(3), np.full(3, math.sqrt(5 / 3)), 0.0),
     "wide and narrow": (
         scales, jvi.space({"narrow": jvi.real(), "wide": jvi.real()}), np.array([2e-8, 3e8]), np.array([1e-8, 1e8]), 0.0),
@@ -239,6 +245,15 @@ def test_a_spent_budget_leaves_a_distrusted_result():
     assert not posterior.report.trusted
     assert "budget" in posterior.report.reasons[0]
     assert np.isfinite(columns(posterior.sample(KEY, 100))).all()
+
+
+def test_a_budget_spent_on_many_coordinates_leaves_the_best_gaussian():
+    posterior = jvi.infer(KEY, funnel, jvi.space(jvi.real(700)), budget=jvi.Budget(grads=10_000))
+    assert not posterior.report.trusted
+    assert "budget" in posterior.report.reasons[0]
+    draws = columns(posterior.sample(KEY, 500))
+    assert np.isfinite(draws).all()
+    assert abs(draws[:, 1:].mean()) < 0.1
 
 
 @pytest.mark.quick

@@ -161,10 +161,14 @@ def bent(density: Density, base: Affine, draws: np.ndarray, *, led: bool = False
         return -(np.mean(values + frame.log_det(draws)) + 0.5 * size * (1.0 + LOG_2PI)), -slope
 
     params = np.zeros(4 * size + len(below[0]) + 3 * len(few[0]))
+    most = np.full(len(params), np.inf)
+    most[2 * size : 4 * size] = np.repeat(
+        [2.0, 1.0], size
+    )  # skew and log_tail: what they can make of a normal draw stays finite
     options = {"maxcor": 20, "ftol": 1e-8, "gtol": 1e-4, "maxfun": num_steps, "maxiter": num_steps}
     from scipy.optimize import minimize  # a tenth of a second, which importing jvi need not take
 
-    result = minimize(loss, params, jac=True, method="L-BFGS-B", options=options)
+    result = minimize(loss, params, jac=True, method="L-BFGS-B", bounds=np.stack([-most, most], 1), options=options)
     return Bent(base, order, result.x), -float(result.fun)
 
 

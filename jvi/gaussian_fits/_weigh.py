@@ -81,6 +81,9 @@ def weighed(u: np.ndarray, raw: np.ndarray) -> Weighed:
     """What draws u [S, D] of log-weights `raw` [S] tell; S is a multiple of four."""
     num_samples = len(u)
     finite = np.isfinite(raw)
+    if not finite.any():
+        nothing = np.full(num_samples, -np.log(num_samples))
+        return Weighed(u, raw, nothing, np.inf, 0.0, -np.inf, np.inf, 0.0, -np.inf, np.inf)
     log_w = np.where(finite, raw, -1e300)
     khats = np.array([khat_of(batch) for batch in np.split(log_w, 4)])
     smoothed = smooth(log_w)
