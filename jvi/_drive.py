@@ -108,10 +108,11 @@ class Drive:
                     if gain.value < -max(_NO_CHANCE * gain.standard_error, self.tolerance):
                         status = "regressed" if len(self.used) > 1 else "diverged"
                     else:
-                        enough = settled and gain.value + 2.0 * gain.standard_error < self.tolerance
-                        status = "converged" if enough and len(self.used) > 1 else status
-                        last = mean
-                        self.go_on(mean, _DECAY if settled or len(self.used) < _HIDDEN else 1.0)
+                        last, enough = mean, gain.value + 2.0 * gain.standard_error < self.tolerance
+                        if settled and enough and len(self.used) > 1:
+                            status = "converged"
+                        else:
+                            self.go_on(mean, _DECAY if settled or len(self.used) < _HIDDEN else 1.0)
         except _SpentError:
             last = self.better(last)
         opt_state = self.given.opt_init(last) if self.own else self.state.opt_state.inner
@@ -145,6 +146,7 @@ class Drive:
     def settle(self) -> tuple[Params, bool]:
         """Go on until the ascent has settled, or cannot be seen to rise; the average of the parameters from then on, and which."""
         self.state = self.state._replace(opt_state=restarted(self.state.opt_state))
+        self.run.progress.note = f"rate {self.used[-1]:.2g}, "
         begun, watch = self.run.done, Watch(self.tolerance)
         while not (watch.settled or watch.hidden):
             self.steps(watch.next - (self.run.done - begun))

@@ -17,6 +17,7 @@ class Progress:
         self._num_steps = num_steps
         self.shown = wanted and self._console.is_terminal
         self._bar: Any = None
+        self.note = ""  # shown before the bound
 
     def __enter__(self) -> Progress:
         if self.shown:
@@ -39,7 +40,7 @@ class Progress:
         if self._bar is None:
             return
         finite = log.bound[np.asarray(log.finite)]
-        text = f"bound {np.mean(finite):.4g}" if finite.size else "bound not finite"
+        text = self.note + (f"bound {np.mean(finite):.4g}" if finite.size else "bound not finite")
         skipped = int(np.sum(~log.finite))
         self._bar.update(self._task, completed=done, description=text + (f", {skipped} steps skipped" if skipped else ""))
 

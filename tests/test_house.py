@@ -40,6 +40,7 @@ LAYERS = [
     {"diagnostics", "gaussian_fits._shared"},
     {"gaussian_fits.fits", "gaussian_fits.matching", "gaussian_fits.natural"},
     {"gaussian_fits"},
+    {"_journal", "_proposals"},
     {"_pipeline"},
     {"infer"},
     {""},

@@ -1,0 +1,115 @@
+"""What the stages of `jvi.infer` found, and the report and the posterior made of it."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from jvi._bridge import MIXED, Bridge, grouped_ess
+from jvi._frames import Affine, Bent
+from jvi._mixtures import Mixture
+from jvi._progress import Stages
+from jvi._targets import Density
+from jvi._typing import Estimate
+from jvi.gaussian_fits._weigh import ESS, Weighed, posterior_of
+from jvi.posterior import Posterior
+from jvi.report import Report, Stage
+
+AGREE = 0.1  # sds
+_UNEVEN = 100.0  # effective draws below which weights do more harm than good
+_HARD = "Reparameterize the model (non-centred, other supports), or allow a larger budget."
+
+
+class Journal:
+    """Keeps what every stage found, and judges what comes of it.
+
+    Attributes:
+      stages: the stages so far.
+      doubts: advice by reason: what speaks against the answer whatever its weights say.
+      num_starts, num_optima: ascents, and the distinct optima they ended in.
+      gaussian: the best Gaussian.
+      elbo: its ELBO, or that of the frame in use.
+    """
+
+    gaussian: Affine
+    elbo: Estimate
+
+    def __init__(self, density: Density, began: float, progress: Stages) -> None:
+        self._density, self._began, self._progress = density, began, progress
+        self.stages: list[Stage] = []
+        self.doubts: dict[str, str] = {}
+        self.num_starts = self.num_optima = 0
+
+    def begin(self, name: str) -> None:
+        """A stage begins."""
+        self._progress.show(name)
+        self.stages.append(Stage(name, "", perf_counter()))
+
+    def end(self, finding: str) -> None:
+        """The stage has ended, with this finding."""
+        last = self.stages[-1]
+        self.stages[-1] = Stage(last.name, finding, perf_counter() - last.seconds)
+
+    def weighted(self, weighed: Weighed, mixture: Mixture, drift: float) -> Posterior:
+        """The posterior of weighted draws, which moves shifted by `drift` sds."""
+        reasons, advice = list(self.doubts), list(self.doubts.values())
+        if not weighed.good:
+            why = f"k-hat {weighed.khat:.2f} ± {weighed.khat_se:.2f} with {weighed.ess:,.0f} effective of {len(weighed.u):,} draws"
+            reasons.append(f"{why}: the proposal misses part of the posterior")
+            advice.append(_HARD)
+        if drift >= AGREE:
+            reasons.append(f"Hamiltonian moves shift the draws by {drift:.2f} sd")
+        uneven = weighed.ess < _UNEVEN
+        if uneven:  # a handful of draws would stand for all
+            weighed = weighed._replace(smoothed=np.full(len(weighed.u), -np.log(len(weighed.u))))
+        count = len(mixture.loc)
+        method = "a Student-t at the fit" if count == 1 else f"a mixture of {count} Student-t components"
+        passed = f"k-hat {weighed.khat:.2f} and {weighed.ess:,.0f} effective draws"
+        method = f"{method}, {'unweighted' if uneven else 'Pareto-smoothed'}"
+        report = self._report(
+            reasons, advice, passed, method, khat=weighed.khat, khat_se=weighed.khat_se,
+            log_evidence=weighed.log_evidence, log_evidence_se=weighed.log_evidence_se, ess=weighed.ess, num_draws=len(weighed.u),
+        )  # fmt: skip
+        return posterior_of(self._density, self.gaussian.loc, self.gaussian.chol, report, weighed.u, weighed.smoothed)
+
+    def bridged(self, first: Bridge, last: Bridge, frame: Affine | Bent) -> Posterior:
+        """The posterior of the particles of two bridges, or of one that is both."""
+        names, size = self._density.target.space.names, self._density.target.space.size
+        reasons, advice = list(self.doubts), list(self.doubts.values())
+        generations = min(len(first.v), len(last.v))  # fewer of one that the budget ended
+        both = (first, last) if last is not first else (first,)
+        every = np.concatenate([one.v[-generations:] for one in both], 1)
+        a, b = (one.v.reshape(-1, size) for one in (first, last))
+        ess = float(np.min(grouped_ess(every)))
+        gap = float(max(np.max(np.abs(a.mean(0) - b.mean(0)) / b.std(0)), np.max(np.abs(np.log(a.std(0) / b.std(0))))))
+        evidence_gap, error = abs(first.log_evidence - last.log_evidence), np.hypot(first.log_evidence_se, last.log_evidence_se)
+        if gap > 0.4 * AGREE + 2.0 * np.sqrt(1.0 / ess):  # a false alarm is the lesser fault
+            reasons.append(f"two bridges differ by {gap:.2f} sd")
+        if evidence_gap > 0.1 + 3.0 * error:
+            reasons.append(f"the log evidences of two bridges differ by {evidence_gap:.2f} nats")
+        if min(first.mixing, last.mixing) < MIXED:
+            worst = names[min(first, last, key=lambda one: one.mixing).slowest]
+            reasons.append(f"Hamiltonian moves have not carried {worst} through its range")
+        if ess < ESS:
+            reasons.append(f"only {ess:.0f} effective draws")
+        if reasons:
+            advice.append(_HARD)
+        report = self._report(
+            reasons, advice, f"two tempered bridges, well mixed, agree to {gap:.2f} sd and {evidence_gap:.2f} nats",
+            "tempered bridges with Hamiltonian moves", log_evidence=0.5 * (first.log_evidence + last.log_evidence),
+            log_evidence_se=float(0.5 * error), ess=ess, num_draws=every.shape[0] * every.shape[1], bridge_gap=gap,
+        )  # fmt: skip
+        v = every.reshape(-1, size)
+        log_w = np.full(len(v), -np.log(len(v)))
+        return posterior_of(self._density, self.gaussian.loc, self.gaussian.chol, report, frame.out(v), log_w, generations)
+
+    def _report(self, reasons: list[str], advice: list[str], passed: str, method: str, **values: Any) -> Report:
+        return Report(
+            trusted=not reasons, reasons=tuple(reasons) or (passed,), advice=tuple(advice), method=method,
+            elbo=float(self.elbo.value), elbo_se=float(self.elbo.standard_error),
+            num_starts=self.num_starts, num_optima=self.num_optima,
+            num_grads=self._density.num_grads, num_densities=self._density.num_values,
+            seconds=perf_counter() - self._began, stages=tuple(self.stages), **values,
+        )  # fmt: skip
