@@ -45,7 +45,7 @@ def adapt(
 
     Args:
       svi: what to maximize. With the default optimizer Adam is driven, with any other its updates are, multiplied by a number.
-      rng: key of the run; not used with `state`, but for the race.
+      rng: key of the run; not used with `state`, which holds its own.
       x: data, or an iterator of minibatches, of which the first ones are kept to compare parameters on.
       batch_size: examples in a minibatch of `x`; all of it at every step by default.
       state: start from its parameters.

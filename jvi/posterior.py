@@ -15,9 +15,9 @@ from jax.scipy.special import logsumexp
 from jvi import plots
 from jvi._checks import check_count, check_data, check_key
 from jvi._loops import call, monte_carlo
+from jvi._one_draw import Each, Predict, PredictEach, draw, log_weight
 from jvi._particles import Particles, Summary, named, summarize
 from jvi._precision import precise
-from jvi._spec import spec
 from jvi._typing import Array, Data, Estimate, Latent, PRNGKey, PyTree, Scalar
 from jvi.guides.functions import Guide
 from jvi.models import Model
@@ -98,7 +98,7 @@ class Posterior:
         if self.particles is not None:
             chosen = self.particles.resample(check_key(rng), check_count(num_samples, "num_samples"))
             return jax.tree.map(lambda leaf: leaf[chosen], self.particles.z)
-        return monte_carlo(_draw, rng, self, num_samples=num_samples, chunk_size=chunk_size)
+        return monte_carlo(draw, rng, self, num_samples=num_samples, chunk_size=chunk_size)
 
     def log_prob(self, z: Latent) -> Scalar:
         """log q(z | x) of one latent, nats; use `jax.vmap` for many.
@@ -147,8 +147,8 @@ class Posterior:
             draw, predict = jax.random.split(check_key(rng))
             z = jax.tree.map(jnp.asarray, self.sample(draw, num_samples))
             keys = jax.random.split(predict, num_samples)
-            return call(_PredictEach(function, chunk_size or num_samples), keys, z)
-        return monte_carlo(_Predict(function), rng, self, num_samples=num_samples, chunk_size=chunk_size)
+            return call(PredictEach(function, chunk_size or num_samples), keys, z)
+        return monte_carlo(Predict(function), rng, self, num_samples=num_samples, chunk_size=chunk_size)
 
     def expectation(self, function: Callable[[Latent], PyTree]) -> PyTree:
         """E[function(z)] under the posterior's particles, with Monte Carlo standard errors.
@@ -172,7 +172,7 @@ class Posterior:
         """
         particles = self._particles()
         with precise():
-            values = jax.device_get(call(_Each(function), particles.z))
+            values = jax.device_get(call(Each(function), particles.z))
         return jax.tree.map(particles.mean, values)
 
     def summary(self) -> Summary:
@@ -267,7 +267,7 @@ def log_weights(posterior: Posterior, rng: PRNGKey, *, num_samples: int, chunk_s
       ((3,), True)
     """
     bare = replace(posterior, particles=None, report=None)  # else every report would compile anew
-    return monte_carlo(_log_weight, rng, bare, num_samples=num_samples, chunk_size=chunk_size)
+    return monte_carlo(log_weight, rng, bare, num_samples=num_samples, chunk_size=chunk_size)
 
 
 def evidence_of(log_w: Array) -> Estimate:
@@ -278,41 +278,3 @@ def evidence_of(log_w: Array) -> Estimate:
     log_mean = logsumexp(log_w) - math.log(num_samples)
     relative = jnp.exp(log_w - log_mean)
     return Estimate(log_mean, jnp.std(relative, ddof=1) / math.sqrt(num_samples))
-
-
-def _draw(rng: PRNGKey, posterior: Posterior) -> Latent:
-    return posterior.guide.sample_and_log_prob(posterior.params.guide, rng, posterior.x)[0]
-
-
-def _log_weight(rng: PRNGKey, posterior: Posterior) -> Scalar:
-    z, log_q = posterior.guide.sample_and_log_prob(posterior.params.guide, rng, posterior.x)
-    return posterior.model.log_joint(posterior.params.model, posterior.x, z) - log_q
-
-
-@spec
-class _Predict:
-    function: Callable[..., PyTree]
-
-    def __call__(self, rng: PRNGKey, posterior: Posterior) -> PyTree:
-        latent, predictive = jax.random.split(rng)
-        z = _draw(latent, posterior)
-        if jax.tree.leaves(posterior.params.model):
-            return self.function(posterior.params.model, predictive, z)
-        return self.function(predictive, z)
-
-
-@spec
-class _PredictEach:
-    function: Callable[..., PyTree]
-    at_once: int
-
-    def __call__(self, keys: PRNGKey, z: Latent) -> PyTree:
-        return jax.lax.map(lambda one: self.function(*one), (keys, z), batch_size=self.at_once)
-
-
-@spec
-class _Each:
-    function: Callable[..., PyTree]
-
-    def __call__(self, z: Latent) -> PyTree:
-        return jax.lax.map(self.function, z, batch_size=512)

@@ -187,5 +187,6 @@ def test_non_finite_steps_lead_to_smaller_rates():
     model = jvi.model(lambda x, z: jnp.where(z < 0.9, -50.0 * (z - 1.0) ** 2, jnp.nan))
     svi = jvi.SVI(jvi.elbo(model, jvi.guides.MeanField(jvi.space(jvi.real()))), max_skipped=5)
     found = jvi.adapt(svi, KEY, progress=False)
-    assert found.status in ("diverged", "converged", "budget spent")
-    assert np.isfinite(found.state.params.guide.loc).all()
+    assert found.status == "budget spent"  # there is nothing to converge to
+    assert found.rates[-1] < 0.1 * found.rates[0]
+    assert 0.0 < float(found.state.params.guide.loc[0]) < 0.9

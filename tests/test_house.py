@@ -20,7 +20,7 @@ ROOT = Path(jvi.__file__).parent
 LAYERS = [
     {"_spec", "_typing", "_precision", "report"},
     {"_tree"},
-    {"_checks", "_bijectors", "_progress", "_vectors", "_ahead", "_shuffle", "_pace", "_stationarity"},
+    {"_checks", "_bijectors", "_progress", "_vectors", "_ahead", "_shuffle", "_pace", "_stationarity", "_one_draw"},
     {"supports", "bounds", "networks", "diagnostics.psis", "_frames", "_mixtures"},
     {"spaces"},
     {"models", "guides.functions"},
