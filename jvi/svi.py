@@ -201,13 +201,18 @@ class SVI:
         grad_norm = optax.tree.norm(grads)
 
         def take() -> tuple[Any, PyTree, Array]:
-            descent = jax.tree.map(jnp.negative, grads)  # optax minimizes; nothing else in jvi is negated
-            updates, moments = self._transformation().update(descent, opt_state, params, value=-bound)
+            # optax minimizes; nothing else in jvi is negated.
+            upper = getattr(self.objective, "upper", False)
+            descent, loss = (grads, bound) if upper else (jax.tree.map(jnp.negative, grads), -bound)
+            updates, moments = self._transformation().update(descent, opt_state, params, value=loss)
             # An update of finite gradients is not finite because its learning rate is not, which one entry shows, or in single
             # entries, which are left alone: a second pass over all entries is not paid for.
             one = jnp.isfinite(jnp.ravel(jax.tree.leaves(updates)[0])[0])
             updates = jax.tree.map(lambda update: jnp.where(jnp.isfinite(update), update, 0.0), updates)
-            return optax.apply_updates(params, updates), moments, jnp.where(one, 0, in_a_row + 1)
+            ascended = optax.apply_updates(params, updates)
+            if hasattr(self.objective, "absorb"):
+                ascended = self.objective.absorb(ascended, aux)
+            return ascended, moments, jnp.where(one, 0, in_a_row + 1)
 
         def keep() -> tuple[Any, PyTree, Array]:
             return params, opt_state, in_a_row + allowed

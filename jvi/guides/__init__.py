@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from jvi.guides.compose import product, sequence
 from jvi.guides.conditional import conditional
 from jvi.guides.functions import Guide, from_distribution, from_functions
 from jvi.guides.gaussian import FullRank, LowRank, MeanField
 
-__all__ = ["FullRank", "Guide", "LowRank", "MeanField", "conditional", "from_distribution", "from_functions"]
+__all__ = [
+    "FullRank",
+    "Guide",
+    "LowRank",
+    "MeanField",
+    "conditional",
+    "from_distribution",
+    "from_functions",
+    "product",
+    "sequence",
+]

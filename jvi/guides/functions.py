@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from jvi import _distributions
 from jvi._spec import spec
 from jvi._typing import Data, Latent, Params, PRNGKey, Scalar
 from jvi.spaces import Space
@@ -41,10 +42,16 @@ class _Distribution:
     def init(self, rng: PRNGKey, x: Data) -> Params:
         return self.initialize(rng, x)
 
+    def distribution(self, params: Params, x: Data) -> Any:
+        return self.dist(params, x)
+
     def sample_and_log_prob(self, params: Params, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
         distribution = self.dist(params, x)
         with jax.numpy_rank_promotion("allow"):
             return _draw(distribution, rng, self.space)
+
+    def support(self, params: Params, x: Data) -> Latent:
+        return _distributions.finite_support(self.dist(params, x))
 
     def log_prob(self, params: Params, x: Data, z: Latent) -> Scalar:
         distribution = self.dist(params, x)

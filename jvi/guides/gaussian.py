@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +89,7 @@ class MeanField:
 
     space: Space
     init_scale: float = 0.1
+    reparameterized: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check(self.space, self.init_scale)
@@ -136,6 +137,7 @@ class FullRank:
 
     space: Space
     init_scale: float = 0.1
+    reparameterized: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check(self.space, self.init_scale)
@@ -188,6 +190,7 @@ class LowRank:
     space: Space
     rank: int
     init_scale: float = 0.1
+    reparameterized: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check(self.space, self.init_scale)

@@ -1,27 +1,27 @@
-"""Gradient estimators: how one particle and its log q(z | x) depend on the guide's parameters.
-
-Each is a function `(guide, params, rng, x) -> (z, log_q)`. The values are the same for all; what differs is the path that
-`jax.grad` takes through them.
-"""
+"""Gradients through the draw."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from jvi._typing import Data, Latent, Params, PRNGKey, Scalar
-
-__all__ = ["pathwise", "stl"]
+from jvi.gradients._paths import check_path
 
 
 def pathwise(guide: Any, params: Params, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
     """The reparameterized gradient: through the draw and through the parameters of log q.
 
     Unbiased for every bound. Its variance does not vanish at the optimum, because of the score of q, whose mean is zero.
+    Gamma, Beta, Dirichlet, Student-t and von Mises draws of distrax and TFP have a path too, by implicit reparameterization.
 
     Returns:
       One draw `z` and `log q(z | x)`, a scalar in nats.
+
+    Raises:
+      TypeError: once traced, if the draw does not depend differentiably on the parameters: a discrete latent, a mixture.
 
     Example:
       >>> import jax, jax.numpy as jnp, jvi
@@ -31,9 +31,12 @@ def pathwise(guide: Any, params: Params, rng: PRNGKey, x: Data) -> tuple[Latent,
       ((), ())
 
     References:
-      Kingma and Welling (2014), Auto-Encoding Variational Bayes.
+      Kingma and Welling (2014), Auto-Encoding Variational Bayes; Figurnov, Mohamed and Mnih (2018), Implicit Reparameterization
+      Gradients.
     """
-    return guide.sample_and_log_prob(params, rng, x)
+    z, log_q = guide.sample_and_log_prob(params, rng, x)
+    check_path(guide, params, rng, x, z)
+    return z, log_q
 
 
 def stl(guide: Any, params: Params, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
@@ -43,6 +46,9 @@ def stl(guide: Any, params: Params, rng: PRNGKey, x: Data) -> tuple[Latent, Scal
 
     Returns:
       One draw `z` and `log q(z | x)`, a scalar in nats.
+
+    Raises:
+      TypeError: as `pathwise`.
 
     Example:
       >>> import jax, jax.numpy as jnp, jvi
@@ -57,4 +63,10 @@ def stl(guide: Any, params: Params, rng: PRNGKey, x: Data) -> tuple[Latent, Scal
       Roeder, Wu and Duvenaud (2017), Sticking the Landing.
     """
     z, _ = guide.sample_and_log_prob(params, rng, x)
+    check_path(guide, params, rng, x, z)
     return z, guide.log_prob(jax.lax.stop_gradient(params), x, z)
+
+
+def default(guide: Any) -> Callable[..., Any]:
+    """`stl` where the guide has a `log_prob`, else `pathwise`."""
+    return stl if hasattr(guide, "log_prob") else pathwise

@@ -1,0 +1,28 @@
+"""Objectives: a model, a guide, a bound and a gradient put together into `(params, rng, x) -> (bound, aux)`.
+
+The value is the bound itself, in nats, and its `jax.grad` is the estimator that the objective is named for.
+"""
+
+from __future__ import annotations
+
+from jvi.objectives._base import Aux, Objective, Params
+from jvi.objectives.data import global_local, per_example, subsampled
+from jvi.objectives.monte_carlo import MonteCarlo
+from jvi.objectives.scored import enumerate_elbo, score, vimco
+from jvi.objectives.weighted import elbo, iwae, renyi
+
+__all__ = [
+    "Aux",
+    "MonteCarlo",
+    "Objective",
+    "Params",
+    "elbo",
+    "enumerate_elbo",
+    "global_local",
+    "iwae",
+    "per_example",
+    "renyi",
+    "score",
+    "subsampled",
+    "vimco",
+]

@@ -1,0 +1,75 @@
+"""What objectives are, take and report."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+from jvi._typing import Array, Data, PRNGKey, Scalar
+from jvi._typing import Params as ParamsTree
+from jvi.guides.functions import Guide
+from jvi.models import Model
+
+
+class Params(NamedTuple):
+    """What an objective is differentiated by.
+
+    Attributes:
+      model: the model's parameters; `()` if nothing is learned.
+      guide: the guide's parameters.
+      control: the control variate's parameters; `()` if there are none.
+    """
+
+    model: ParamsTree
+    guide: ParamsTree
+    control: ParamsTree = ()
+
+
+class Aux(NamedTuple):
+    """What an objective reports beside its value.
+
+    Attributes:
+      log_w: log-weights [K], nats; [B, K] under `per_example`.
+      updates: parameters that are not the optimizer's to change, as of the next step; None where there are none.
+    """
+
+    log_w: Array
+    updates: Any = None
+
+
+class Objective(Protocol):
+    """Any spec with these two methods is an objective.
+
+    One may also have `absorb(params, aux) -> params`, which puts `aux.updates` where they belong after a step, and `upper`, true of
+    an upper bound, which a fit minimizes.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jvi
+      >>> model = jvi.model(lambda x, z: -0.5 * (z - x) ** 2)
+      >>> objective = jvi.elbo(model, jvi.guides.MeanField(jvi.space(jvi.real())))
+      >>> value, aux = objective(objective.init(jax.random.key(0), 1.0), jax.random.key(1), 1.0)
+      >>> value.shape, aux.log_w.shape
+      ((), (1,))
+    """
+
+    def init(self, rng: PRNGKey, x: Data) -> Any:
+        """Initial parameters."""
+        ...
+
+    def __call__(self, params: Any, rng: PRNGKey, x: Data, *, beta: Any = 1.0) -> tuple[Scalar, Aux]:
+        """The bound, nats, and what came along."""
+        ...
+
+
+def check_parts(model: Any, guide: Any) -> None:
+    """Refuse what is no model, or no guide."""
+    if not isinstance(model, Model):
+        hint = "; wrap a function as jvi.model(log_joint)" if callable(model) else ""
+        raise TypeError(f"model must have the methods init and log_joint, got {model!r}{hint}.")
+    if not isinstance(guide, Guide):
+        raise TypeError(f"guide must have the methods init and sample_and_log_prob, got {guide!r}.")
+
+
+def check_objective(objective: Any) -> None:
+    """Refuse what is no objective."""
+    if not callable(objective) or not hasattr(objective, "init"):
+        raise TypeError(f"objective must be made by jvi.elbo, jvi.iwae or the like, got {objective!r}.")

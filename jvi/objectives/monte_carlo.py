@@ -1,0 +1,174 @@
+"""A bound of K log-weights, by any estimator that treats one particle at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jvi import bounds, controls, gradients, noise
+from jvi._checks import check_count
+from jvi._spec import spec
+from jvi._typing import Array, Data, Latent, PRNGKey, Scalar
+from jvi._vectors import vector_first
+from jvi.controls import Control
+from jvi.gradients._draw import Draw, draw
+from jvi.guides.functions import Guide
+from jvi.models import Model, check_log_density
+from jvi.objectives._base import Aux, Params, check_parts
+
+_MODEL = 0xFFFFFFFF  # folded into a particle's key for a model that draws
+
+
+class Weight(NamedTuple):
+    """One particle's log-weight, and what its score-function gradient needs.
+
+    Attributes:
+      log_w: log-weight, nats; the mean over enumerated values.
+      each: log-weights of the enumerated values [V], or `log_w` itself.
+      log_mass: log-probabilities of the enumerated values [V]; None where nothing is enumerated.
+      log_score: log-density of what has no path, [V] or []; None where all has one.
+    """
+
+    log_w: Scalar
+    each: Array
+    log_mass: Array | None
+    log_score: Array | None
+
+
+@spec
+class MonteCarlo:
+    """A bound of K log-weights. Made by `elbo`, `iwae`, `renyi` and their siblings.
+
+    Attributes:
+      model, guide: what is fitted to what.
+      bound: log-weights [K] -> scalar.
+      num_samples: K.
+      gradient: how a particle is differentiated, of `jvi.gradients`.
+      control: what is subtracted from the signal of draws without a path, of `jvi.controls`.
+      noise: `(rng, K) -> keys [K]`, of `jvi.noise`.
+      chunk_size: particles at a time; what lies between is computed again for the gradient. All at once by default.
+      upper: whether it bounds the evidence from above, and so is minimized.
+    """
+
+    model: Model
+    guide: Guide
+    bound: Callable[[Array], Scalar]
+    num_samples: int
+    gradient: Callable[..., tuple[Latent, Scalar]]
+    control: Control = controls.leave_one_out
+    noise: Callable[[PRNGKey, int], PRNGKey] = noise.independent
+    chunk_size: int | None = None
+    upper: bool = False
+
+    def __post_init__(self) -> None:
+        check_parts(self.model, self.guide)
+        check_count(self.num_samples, "num_samples")
+        if self.chunk_size is not None:
+            check_count(self.chunk_size, "chunk_size")
+        if self.gradient is gradients.stl and not hasattr(self.guide, "log_prob"):
+            raise ValueError(
+                "gradients.stl needs a guide with a log_prob, and this guide's density is intractable; use gradients.pathwise."
+            )
+        check = getattr(self.gradient, "check", None)
+        if check is not None:
+            check(self.guide)
+        if not isinstance(self.control, Control):
+            raise TypeError(f"control must be one of jvi.controls, such as jvi.controls.leave_one_out; got {self.control!r}.")
+
+    def init(self, rng: PRNGKey, x: Data) -> Params:
+        """Initial parameters of the model, the guide and the control variate."""
+        model, guide = jax.random.split(rng)
+        control = self.control.init(jax.random.fold_in(rng, 2), x)
+        return Params(self.model.init(model, x), self.guide.init(guide, x), control)
+
+    def __call__(self, params: Params, rng: PRNGKey, x: Data, *, beta: Any = 1.0) -> tuple[Scalar, Aux]:
+        """The bound and its log-weights.
+
+        Args:
+          params: of the model and the guide.
+          rng: key, consumed.
+          x: one datum, or all of the data.
+          beta: weight of log p(z) - log q(z | x); other than 1 only with `jvi.split` models.
+        """
+        found = self._particles(lambda key: self._weight(params, key, x, beta), rng)
+        value = self.bound(found.log_w)
+        if found.log_score is None:
+            return value, Aux(found.log_w)
+        baseline = self.control(params.control, x, self.bound, jax.lax.stop_gradient(found.log_w))
+        scored = self._scored(found, found.log_score, baseline.value) - baseline.loss
+        # Adds nothing to the value: only its gradient, which the bound's own lacks.
+        return value + (scored - jax.lax.stop_gradient(scored)), Aux(jax.lax.stop_gradient(found.log_w), baseline.updates)
+
+    def absorb(self, params: Params, aux: Aux) -> Params:
+        """The parameters after a step, with what the optimizer does not change."""
+        return params if aux.updates is None else params._replace(control=aux.updates)
+
+    def terms(self, params: Params, rng: PRNGKey, x: Data) -> dict[str, Array]:
+        """The terms of the log-weights [K], of the very draws that `__call__` takes with this key: for error reports."""
+        return self._particles(lambda key: self._terms(params, key, x)[0], rng)
+
+    def _particles(self, one: Callable[[PRNGKey], Any], rng: PRNGKey) -> Any:
+        if self.num_samples == 1:
+            return jax.tree.map(lambda value: value[None], one(rng))
+        keys = self.noise(rng, self.num_samples)
+        if self.chunk_size is None or self.chunk_size >= self.num_samples:
+            return jax.vmap(one)(keys)
+        return jax.lax.map(jax.checkpoint(one), keys, batch_size=self.chunk_size)
+
+    def _terms(self, params: Params, rng: PRNGKey, x: Data) -> tuple[dict[str, Array], Draw]:
+        found = draw(self.gradient, self.guide, params.guide, rng, x)
+        if found.log_mass is None:
+            return {**self._densities(params, rng, x, found.z, self.num_samples > 1), "log q": found.log_q}, found
+        terms = jax.vmap(lambda z: self._densities(params, rng, x, z, batched=True))(found.z)
+        return {**terms, "log q": jnp.broadcast_to(found.log_q, found.log_mass.shape)}, found
+
+    def _densities(self, params: Params, rng: PRNGKey, x: Data, z: Latent, batched: bool) -> dict[str, Array]:
+        split = hasattr(self.model, "log_prior")
+        density: Any = getattr(self.model, "log_likelihood" if split else "log_joint")
+        if getattr(self.model, "draws", False):
+            value = density(params.model, x, z, jax.random.fold_in(rng, _MODEL))
+        else:
+            value = (vector_first(density) if batched else density)(params.model, x, z)
+        if not split:
+            return {"log joint": value}
+        model: Any = self.model
+        return {"log prior": model.log_prior(params.model, z), "log likelihood": value}
+
+    def _weight(self, params: Params, rng: PRNGKey, x: Data, beta: Any) -> Weight:
+        terms, found = self._terms(params, rng, x)
+        if isinstance(beta, float) and beta == 1.0:
+            each = sum(value for name, value in terms.items() if name != "log q") - terms["log q"]
+        elif "log prior" in terms:
+            each = terms["log likelihood"] + beta * (terms["log prior"] - terms["log q"])
+        else:
+            raise ValueError("beta other than 1 needs a model whose prior is known apart: make it with jvi.split.")
+        if found.log_mass is None:
+            return Weight(check_log_density(each, "the log-weight"), each, None, found.log_score)
+        if self.bound is not bounds.elbo:
+            raise ValueError("gradients.enumerated is for the ELBO: for other bounds sum the latent out inside the log-joint.")
+        # A value of no mass has no weight, even where the log-joint is minus infinity there.
+        log_w = jnp.sum(jnp.where(jnp.isneginf(found.log_mass), 0.0, jnp.exp(found.log_mass) * each))
+        return Weight(log_w, each, found.log_mass, found.log_score)
+
+    def _scored(self, found: Weight, log_score: Array, baseline: Array) -> Scalar:
+        """What the score-function gradient is the gradient of."""
+        if self.bound is not bounds.elbo:
+            return jnp.sum(jax.lax.stop_gradient(self.bound(found.log_w) - baseline) * log_score)
+        # Adding one cancels the score that log q brings along itself, whose mean is zero.
+        if found.log_mass is None:
+            return jnp.mean(jax.lax.stop_gradient(found.log_w - baseline + 1.0) * log_score)
+        signal = jnp.exp(found.log_mass) * (found.each - baseline[:, None] + 1.0)
+        log_score = log_score if log_score.ndim == 2 else log_score[:, None]
+        return jnp.mean(jnp.sum(jax.lax.stop_gradient(signal) * log_score, 1))
+
+
+def default_control(gradient: Any, num_samples: int, control: Control | None) -> Control:
+    """`control`, or by default the other particles, or where there is one, nothing."""
+    if control is not None:
+        if control is controls.leave_one_out and num_samples == 1 and hasattr(gradient, "draw"):
+            raise ValueError("controls.leave_one_out needs num_samples of 2 or more; with one, use controls.moving_average().")
+        return control
+    return controls.leave_one_out if num_samples > 1 else controls.none
