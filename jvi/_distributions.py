@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from tensorflow_probability.substrates import jax as tfp
 
-from jvi._typing import Array, PyTree
+from jvi._typing import PyTree
 
 tfd = tfp.distributions
 BERNOULLI = (distrax.Bernoulli, tfd.Bernoulli)
@@ -45,6 +45,11 @@ def without_path(distribution: Any) -> str | None:
         if isinstance(part, (*_DISCRETE, *_MIXTURES)) or (known is not None and known != tfd.FULLY_REPARAMETERIZED):
             return type(part).__name__
     return None
+
+
+def is_finite(distribution: Any) -> bool:
+    """Whether `finite_support` knows its values."""
+    return all(isinstance(part, (*BERNOULLI, *CATEGORICAL, *ONE_HOT)) for part in parts(distribution))
 
 
 def finite_support(distribution: Any) -> PyTree:
@@ -80,8 +85,3 @@ def _product(levels: list[int]) -> np.ndarray:
             "jvi.objectives.disarm for Bernoulli latents."
         )
     return np.array(list(itertools.product(*map(range, levels))), np.int32).reshape(math.prod(levels), len(levels))
-
-
-def log_mass(distribution: Any, values: PyTree) -> Array:
-    """Log-probabilities [V] of `values`, each leaf [V, ...]."""
-    return jax.vmap(distribution.log_prob)(values)

@@ -96,6 +96,13 @@ class HalfNNX(nnx.Module):
         return self.linear(x)
 
 
+_PART = jvi.guides.MeanField(jvi.space(jvi.real(3)))
+
+
+def _after(params, x):
+    return distrax.MultivariateNormalDiag(params + x[1]["a"], jnp.full(3, 0.5))
+
+
 X_ONE = np.array([1.3])
 EVIDENCE_OF_ONE = float(norm.logpdf(1.3, 0.0, 2**0.5))
 GAMMA = {"shape": 7.0, "rate": 3.0}
@@ -133,6 +140,16 @@ CASES = {
         jvi.guides.from_functions(lambda rng, x: 0.0, _shifted, lambda params, x, z: norm.logpdf(z, params)),
         0.4,
         lambda x, z: norm.logpdf(z, 0.4) + LOG_EVIDENCE,
+    ),
+    "product": Case(
+        jvi.guides.product(a=_PART, b=_PART),
+        {"a": gaussian.Diagonal(LOC, np.log(SCALE)), "b": gaussian.Diagonal(-LOC, np.log(SCALE))},
+        lambda x, z: norm.logpdf(z["a"], LOC, SCALE).sum() + norm.logpdf(z["b"], -LOC, SCALE).sum() + LOG_EVIDENCE,
+    ),
+    "sequence": Case(
+        jvi.guides.sequence(a=_PART, b=jvi.guides.from_distribution(lambda rng, x: jnp.zeros(3), _after)),
+        {"a": gaussian.Diagonal(LOC, np.log(SCALE)), "b": LOC},
+        lambda x, z: norm.logpdf(z["a"], LOC, SCALE).sum() + norm.logpdf(z["b"], LOC + z["a"], 0.5).sum() + LOG_EVIDENCE,
     ),
     "conditional_linen": Case(
         jvi.guides.conditional(flax.linen.Dense(1), _halved),

@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 
+from jvi import _distributions
 from jvi._spec import spec
 from jvi._typing import Data, Latent, Params, PRNGKey, Scalar
-from jvi.gradients._draw import Draw
+from jvi.gradients._draw import Draw, draw
+from jvi.gradients.reparameterized import default
 
 
 @spec
@@ -51,4 +53,20 @@ class Enumerated:
             )
 
 
+@spec
+class WhereFinite:
+    """`enumerated` for a part of a finite distribution, the default estimator for any other."""
+
+    def __call__(self, guide: Any, params: Params, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
+        """One draw, or all values."""
+        found = self.draw(guide, params, rng, x)
+        return found.z, found.log_q
+
+    def draw(self, guide: Any, params: Params, rng: PRNGKey, x: Data) -> Draw:
+        """The same, marked as enumerated where it is."""
+        finite = hasattr(guide, "distribution") and _distributions.is_finite(guide.distribution(params, x))
+        return draw(enumerated if finite else default(guide), guide, params, rng, x)
+
+
 enumerated = Enumerated()
+where_finite = WhereFinite()

@@ -51,7 +51,8 @@ class _Distribution:
             return _draw(distribution, rng, self.space)
 
     def support(self, params: Params, x: Data) -> Latent:
-        return _distributions.finite_support(self.dist(params, x))
+        with jax.numpy_rank_promotion("allow"):
+            return _distributions.finite_support(self.dist(params, x))
 
     def log_prob(self, params: Params, x: Data, z: Latent) -> Scalar:
         distribution = self.dist(params, x)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from jvi.objectives._base import Aux, Objective, Params
 from jvi.objectives.data import global_local, per_example, subsampled
 from jvi.objectives.monte_carlo import MonteCarlo
+from jvi.objectives.rao_blackwell import rao_blackwell
 from jvi.objectives.scored import enumerate_elbo, score, vimco
 from jvi.objectives.weighted import elbo, iwae, renyi
 
@@ -21,6 +22,7 @@ __all__ = [
     "global_local",
     "iwae",
     "per_example",
+    "rao_blackwell",
     "renyi",
     "score",
     "subsampled",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jvi import bounds, gradients
 from jvi import noise as noises
 from jvi.controls import Control
+from jvi.gradients.finite import where_finite
 from jvi.guides.functions import Guide
 from jvi.models import Model
 from jvi.objectives.monte_carlo import MonteCarlo
@@ -83,7 +86,7 @@ def vimco(
     return iwae(model, guide, num_samples=num_samples, gradient=gradients.score, noise=noise, chunk_size=chunk_size)
 
 
-def enumerate_elbo(model: Model, guide: Guide, *, num_samples: int = 1) -> MonteCarlo:
+def enumerate_elbo(model: Model, guide: Any, *, num_samples: int = 1) -> MonteCarlo:
     """The ELBO with its finite latents summed out exactly, alone or inside a larger guide, whose rest is reparameterized.
 
     Args:
@@ -109,12 +112,11 @@ def enumerate_elbo(model: Model, guide: Guide, *, num_samples: int = 1) -> Monte
     """
     if hasattr(guide, "support"):
         gradient = gradients.enumerated
+    elif any(hasattr(part, "support") for _, part in getattr(guide, "parts", ())):
+        gradient = gradients.by_group(**{name: where_finite for name, _ in guide.parts})
     else:
-        finite = {name: gradients.enumerated for name, part in getattr(guide, "parts", ()) if hasattr(part, "support")}
-        if not finite:
-            raise ValueError(
-                f"nothing of {guide!r} can be enumerated: it takes guides of Bernoulli or categorical distributions, made by "
-                "jvi.guides.from_distribution or conditional, alone or as parts of jvi.guides.product or sequence."
-            )
-        gradient = gradients.by_group(**finite)
+        raise ValueError(
+            f"nothing of {guide!r} can be enumerated: it takes guides of Bernoulli or categorical distributions, made by "
+            "jvi.guides.from_distribution or conditional, alone or as parts of jvi.guides.product or sequence."
+        )
     return MonteCarlo(model, guide, bounds.elbo, num_samples, gradient)
