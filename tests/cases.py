@@ -1,7 +1,8 @@
-"""The tables: every guide with a posterior that it holds exactly. A new guide is one row."""
+"""The tables: every guide with a posterior that it holds exactly, a row each; and the test of an estimator against a closed form."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import distrax
@@ -11,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.scipy.stats import multivariate_normal, norm
+from scipy.stats import norm as scipy_norm
 from tensorflow_probability.substrates import jax as tfp
 
 import jvi
 from jvi.guides import gaussian
 
 LOG_EVIDENCE = -2.5
+FAILURE_RATE = 1e-4
 
 LOC = np.array([0.3, -1.2, 0.7])
 SCALE = np.array([0.5, 1.5, 0.8])
@@ -33,6 +36,21 @@ class Case(NamedTuple):
     log_joint: Any
     x: Any = None
     log_evidence: float = LOG_EVIDENCE
+
+
+def flat(tree):
+    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def assert_z_test(samples, expected):
+    """Every column's mean is `expected`, by a two-sided z-test with a Bonferroni correction."""
+    samples, expected = np.asarray(samples, np.float64), np.asarray(expected, np.float64)
+    error = samples.std(0, ddof=1) / math.sqrt(len(samples))
+    noisy = error > 1e-7
+    np.testing.assert_allclose(samples.mean(0)[~noisy], expected[~noisy], atol=1e-5)
+    z = np.abs(samples.mean(0) - expected)[noisy] / error[noisy]
+    assert z.size, "nothing is random here"
+    assert z.max() < scipy_norm.isf(FAILURE_RATE / 2 / z.size), z
 
 
 def dense(loc, root):

@@ -8,16 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import dense
+from cases import assert_z_test, dense, flat
 from jax.scipy.stats import norm
 from numpy.polynomial.hermite_e import hermegauss
-from scipy.stats import norm as scipy_norm
 
 import jvi
 from jvi.gradients import pathwise, stl
 from jvi.guides import gaussian
 
-FAILURE_RATE = 1e-4
 DESIGN = np.array([[1.0, 0.5, -0.3], [0.2, -1.0, 0.4], [0.7, 0.1, 0.9], [-0.5, 0.6, 0.3]])
 X = np.array([0.5, -1.0, 2.0, 0.3])
 LOC = jnp.array([0.4, -0.2, 0.1])
@@ -57,21 +55,6 @@ def exact_elbo(params, x):
     likelihood = -0.5 * square * jnp.exp(-2 * log_noise) - 4 * (log_noise + 0.5 * math.log(2 * math.pi))
     entropy = 0.5 * jnp.linalg.slogdet(cov)[1] + 1.5 * (1 + math.log(2 * math.pi))
     return prior + likelihood + entropy
-
-
-def flat(tree):
-    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
-
-
-def assert_z_test(samples, expected):
-    """Every column's mean is `expected`, by a two-sided z-test with a Bonferroni correction."""
-    samples, expected = np.asarray(samples, np.float64), np.asarray(expected, np.float64)
-    error = samples.std(0, ddof=1) / math.sqrt(len(samples))
-    noisy = error > 1e-7
-    np.testing.assert_allclose(samples.mean(0)[~noisy], expected[~noisy], atol=1e-5)
-    z = np.abs(samples.mean(0) - expected)[noisy] / error[noisy]
-    assert z.size, "nothing is random here"
-    assert z.max() < scipy_norm.isf(FAILURE_RATE / 2 / z.size), z
 
 
 @pytest.mark.quick

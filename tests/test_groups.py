@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import assert_z_test, flat
 from jax.scipy.stats import norm
-from test_gradients import assert_z_test, flat
 
 import jvi
 from jvi.gradients import by_group, enumerated, pathwise, score
