@@ -15,12 +15,13 @@ from jvi import (
     objectives,
     plots,
     posterior,
+    schedules,
     spaces,
     supports,
     svi,
 )
 from jvi.adapt import Adapted, adapt
-from jvi.diagnostics import diagnose
+from jvi.diagnostics import diagnose, gradient_report
 from jvi.fit import fit, fit_batches
 from jvi.infer import Budget, infer
 from jvi.models import learned, model, split
@@ -68,6 +69,7 @@ __all__ = [
     "fit",
     "fit_batches",
     "gaussian_fits",
+    "gradient_report",
     "gradients",
     "guides",
     "infer",
@@ -90,6 +92,7 @@ __all__ = [
     "posterior",
     "real",
     "renyi",
+    "schedules",
     "simplex",
     "space",
     "spaces",

@@ -17,6 +17,7 @@ from jvi._sources import Source
 from jvi._spec import Recipe
 from jvi._stationarity import Watch
 from jvi._typing import Estimate, Params, PRNGKey
+from jvi.schedules import Schedule
 from jvi.svi import SVI, Info, NonFiniteError, State, optimizer
 
 _RATES = tuple(10.0**i for i in range(-4, 3))  # of Adam
@@ -80,6 +81,7 @@ class Drive:
         self.svi, self.given = SVI(svi.objective, Recipe(paced, (inner,)), svi.max_skipped), svi
         self.source, self.beta, self.tolerance = source, beta, tolerance
         self.max_steps, self.until, self.taken = max_steps, perf_counter() + seconds, 0
+        self.annealed = int(beta.num_steps) if isinstance(beta, Schedule) else 0
         self.used: list[float] = []
         self.run: Run
         self.state: State  # the last one: those before it are donated
@@ -147,6 +149,7 @@ class Drive:
         """Go on until the ascent has settled, or cannot be seen to rise; the average of the parameters from then on, and which."""
         self.state = self.state._replace(opt_state=restarted(self.state.opt_state))
         self.run.progress.note = f"rate {self.used[-1]:.2g}, "
+        self.steps(max(self.annealed - int(self.state.step), 0))  # a bound that moves with beta does not settle
         begun, watch = self.run.done, Watch(self.tolerance)
         while not (watch.settled or watch.hidden):
             self.steps(watch.next - (self.run.done - begun))

@@ -93,7 +93,7 @@ def beta_at(schedule: Callable[[Array], Any] | None, beta: Any, step: Array) -> 
     """The weight of the KL term at a step."""
     if schedule is not None:
         return schedule(step)
-    return 1.0 if beta is None else beta
+    return beta(step) if callable(beta) else 1.0 if beta is None else beta
 
 
 def monte_carlo(

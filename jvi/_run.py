@@ -18,6 +18,7 @@ from jvi import _feeds as feeds
 from jvi._loops import beta_at, loop
 from jvi._progress import Progress
 from jvi._typing import Array, Data
+from jvi.schedules import traced
 from jvi.svi import SVI, Info, State, non_finite_error
 
 Callback = Callable[[State, Info], bool | None]
@@ -41,8 +42,8 @@ class Run:
     ) -> None:
         self.svi, self.remaining, self.done = svi, num_steps, 0
         self.step, self.skipped = int(state.step), int(state.skipped)
-        self.schedule = beta if callable(beta) else None
-        self.beta = None if beta is None or callable(beta) else jnp.asarray(beta, float)
+        self.schedule: Any = None if traced(beta) else beta
+        self.beta = jax.tree.map(lambda number: jnp.asarray(number, float), beta) if traced(beta) else None
         self.callback, self.callback_every = callback, callback_every
         self.progress = Progress(num_steps, progress)
         self.logs: list[Info] = []

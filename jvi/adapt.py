@@ -12,6 +12,7 @@ from jvi._checks import check_count, check_data, check_key, leading_axis
 from jvi._drive import Adapted, Drive
 from jvi._sources import Held, Source, Streamed
 from jvi._typing import Data, PRNGKey
+from jvi.schedules import Schedule
 from jvi.svi import SVI, State
 
 __all__ = ["Adapted", "adapt"]
@@ -31,7 +32,7 @@ def adapt(
     *,
     batch_size: int | None = None,
     state: State | None = None,
-    beta: float | None = None,
+    beta: float | Schedule | None = None,
     max_steps: int = 100_000,
     seconds: float = float("inf"),
     tolerance: float = 0.01,
@@ -49,7 +50,7 @@ def adapt(
       x: data, or an iterator of minibatches, of which the first ones are kept to compare parameters on.
       batch_size: examples in a minibatch of `x`; all of it at every step by default.
       state: start from its parameters.
-      beta: weight of the KL term.
+      beta: weight of the KL term: a number, or one of `jvi.schedules`, which comes to its end before anything but the race is judged.
       max_steps: gradients to take at most, those of the race and of comparisons included.
       seconds: time to take at most; looked at between chunks of steps.
       tolerance: a gain that is not worth going on for, in the unit of the objective.
@@ -100,8 +101,11 @@ def driven(
     """`adapt` on any source of data."""
     if not isinstance(svi, SVI):
         raise TypeError(f"svi must be made by jvi.SVI(objective), got {svi!r}.")
-    if callable(beta):
-        raise ValueError("beta must be a number where the run finds its own end: a schedule needs to know num_steps.")
+    if callable(beta) and not isinstance(beta, Schedule):
+        raise ValueError(
+            "beta must be a number or one of jvi.schedules where the run finds its own end, which must not come before that of the "
+            "schedule; a function of the step has none that is known."
+        )
     for name, value in {"tolerance": tolerance, "seconds": seconds}.items():
         if not value > 0.0:
             raise ValueError(f"{name} must be positive, got {value}.")

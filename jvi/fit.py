@@ -42,7 +42,8 @@ def fit(
       num_steps: how many steps to take. By default the run drives itself, as `jvi.adapt` does, which tells more of how it went: it
         finds its learning rate and its end, and warns where that is not convergence.
       state: where to go on from. It is donated: use the returned one from then on. Two runs of n steps equal one of 2n.
-      beta: weight of the KL term: a number, or a function of the step (traced) for a schedule.
+      beta: weight of the KL term: a number, one of `jvi.schedules`, or a function of the step (traced). Steps are the state's, so
+        that a run that goes on goes on with its schedule. Other numbers of the same schedule compile nothing; another function does.
       callback: called as `callback(state, info)` every `callback_every` steps, with that chunk's `info`; the run ends when it
         returns True. It must copy what it keeps of `state`.
       callback_every: steps between two calls of `callback`.

@@ -19,6 +19,11 @@ class ByGroup:
 
     groups: tuple[tuple[str, Any], ...]
 
+    @property
+    def scores(self) -> bool:
+        """Whether any part's draws are scored."""
+        return any(getattr(gradient, "scores", False) for _, gradient in self.groups)
+
     def __call__(self, guide: Any, params: Params, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
         """One draw and log q(z | x)."""
         found = self.draw(guide, params, rng, x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -30,6 +30,8 @@ class Score:
     References:
       Ranganath, Gerrish and Blei (2014), Black Box Variational Inference; Williams (1992).
     """
+
+    scores: ClassVar[bool] = True  # its draws are held fixed, and log q is differentiated in their place
 
     def __call__(self, guide: Any, params: Params, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
         """One draw, held fixed, and log q(z | x)."""

@@ -48,7 +48,7 @@ class MonteCarlo:
       num_samples: K.
       gradient: how a particle is differentiated, of `jvi.gradients`.
       control: what is subtracted from the signal of draws without a path, of `jvi.controls`.
-      noise: `(rng, K) -> keys [K]`, of `jvi.noise`.
+      noise: `(rng, K) -> keys [K]`, of `jvi.noise`; a function of your own must make independent keys, or not be scored.
       chunk_size: particles at a time; what lies between is computed again for the gradient. All at once by default.
       upper: whether it bounds the evidence from above, and so is minimized.
     """
@@ -77,6 +77,8 @@ class MonteCarlo:
             check(self.guide)
         if not isinstance(self.control, Control):
             raise TypeError(f"control must be one of jvi.controls, such as jvi.controls.leave_one_out; got {self.control!r}.")
+        if self.num_samples > 1 and noise.are_joint(self.noise) and getattr(self.gradient, "scores", False):
+            _check_scored(self.bound, self.control)
 
     def init(self, rng: PRNGKey, x: Data) -> Params:
         """Initial parameters of the model, the guide and the control variate."""
@@ -163,6 +165,20 @@ class MonteCarlo:
         signal = jnp.exp(found.log_mass) * (found.each - baseline[:, None] + 1.0)
         log_score = log_score if log_score.ndim == 2 else log_score[:, None]
         return jnp.mean(jnp.sum(jax.lax.stop_gradient(signal) * log_score, 1))
+
+
+def _check_scored(bound: Any, control: Control) -> None:
+    """Refuse what is biased with particles that depend on one another."""
+    if bound is not bounds.elbo:
+        raise ValueError(
+            "with noise.antithetic or noise.sobol the score-function gradient is biased for bounds of several log-weights, because the "
+            "particles' joint density is not the product of theirs: use noise.independent, or jvi.elbo."
+        )
+    if control is controls.leave_one_out:
+        raise ValueError(
+            "controls.leave_one_out is biased with noise.antithetic or noise.sobol, because a particle's draw decides on the others': "
+            "use controls.moving_average(), learned(...), given(...) or none, or noise.independent."
+        )
 
 
 def default_control(gradient: Any, num_samples: int, control: Control | None) -> Control:

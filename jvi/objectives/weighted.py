@@ -50,7 +50,8 @@ def elbo(
         that have no path.
       control: with `gradients.score`, what is subtracted from the signal: by default the other particles' mean, of a single particle
         nothing.
-      noise: how the particles' keys are made, of `jvi.noise`.
+      noise: how the particles' keys are made, of `jvi.noise`: `antithetic` and `sobol` estimate the same with less noise. They go
+        with `gradients.score` for the ELBO only, and without `controls.leave_one_out`.
       chunk_size: particles at a time, to bound memory: what lies between is computed again for the gradient.
 
     Raises:
@@ -89,6 +90,8 @@ def iwae(
     chunk_size: int | None = None,
 ) -> MonteCarlo:
     """The importance-weighted bound E[log(mean_k p(x, z_k) / q(z_k | x))] of K = `num_samples` draws; nats.
+
+    With `noise.antithetic` or `noise.sobol` it is another lower bound of log p(x), because the mean weight is still unbiased.
 
     Args:
       model: p(x, z).
