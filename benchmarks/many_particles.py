@@ -53,8 +53,8 @@ def main() -> int:
     if options.out:
         lines = [f"# Many particles, {date.today()}", "", f"Device: {device_name()}. `{_command(options)}`", ""]
         lines += [
-            "The value and gradient of `iwae` of the digits VAE, in a process of its own for every row: peak resident memory, the second",
-            "evaluation's time, and the value, which is the same however many particles are taken at a time.",
+            "The value and gradient of `iwae` of the digits VAE, in a process of its own for every row: peak resident memory, the",
+            "second evaluation's time, and the value, which is the same however many particles are taken at a time.",
             "",
         ]
         lines += [f"| {' | '.join(cells)} |" for cells in (HEAD, ["---:"] * len(HEAD), *rows)]
