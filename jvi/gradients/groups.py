@@ -43,11 +43,12 @@ class ByGroup:
         if unknown:
             raise ValueError(f"gradients.by_group names {', '.join(unknown)}; the guide's parts are {', '.join(guide.names)}.")
         for name, part in guide.parts:
-            gradient = self._of(name, part)
+            gradient = self.of(name, part)
             if hasattr(gradient, "check"):
                 gradient.check(part)
 
-    def _of(self, name: str, part: Any) -> Any:
+    def of(self, name: str, part: Any) -> Any:
+        """The estimator of one part."""
         return dict(self.groups).get(name) or default(part)
 
     def _from(self, guide: Any, params: Params, keys: dict[str, PRNGKey], x: Data, before: dict[str, Latent]) -> Draw:
@@ -56,7 +57,7 @@ class ByGroup:
         if not left:
             return Draw({}, jnp.zeros(()))
         name, part = left[0]
-        first = draw(self._of(name, part), part, params[name], keys[name], guide.seen(x, before))
+        first = draw(self.of(name, part), part, params[name], keys[name], guide.seen(x, before))
         if first.log_mass is None:
             rest = self._from(guide, params, keys, x, {**before, name: first.z})
             if (mass := rest.log_mass) is not None:

@@ -20,6 +20,7 @@ from jvi.models import Model, check_log_density
 from jvi.objectives._base import Aux, Params, check_parts
 
 _MODEL = 0xFFFFFFFF  # folded into a particle's key for a model that draws
+_ENUMERATED = "gradients.enumerated is for the ELBO: for other bounds sum the latent out inside the log-joint."
 
 
 class Weight(NamedTuple):
@@ -75,6 +76,7 @@ class MonteCarlo:
         check = getattr(self.gradient, "check", None)
         if check is not None:
             check(self.guide)
+        refuse_biased(self.bound, self.gradient, self.guide, self.num_samples)
         if not isinstance(self.control, Control):
             raise TypeError(f"control must be one of jvi.controls, such as jvi.controls.leave_one_out; got {self.control!r}.")
         if self.num_samples > 1 and noise.are_joint(self.noise) and getattr(self.gradient, "scores", False):
@@ -95,14 +97,13 @@ class MonteCarlo:
           x: one datum, or all of the data.
           beta: weight of log p(z) - log q(z | x); other than 1 only with `jvi.split` models.
         """
-        found = self._particles(lambda key: self._weight(params, key, x, beta), rng)
-        value = self.bound(found.log_w)
-        if found.log_score is None:
-            return value, Aux(found.log_w)
-        baseline = self.control(params.control, x, self.bound, jax.lax.stop_gradient(found.log_w))
-        scored = self._scored(found, found.log_score, baseline.value) - baseline.loss
-        # Adds nothing to the value: only its gradient, which the bound's own lacks.
-        return value + (scored - jax.lax.stop_gradient(scored)), Aux(jax.lax.stop_gradient(found.log_w), baseline.updates)
+        found = self.particles(params, rng, x, beta)
+        value, updates = differentiable(self.bound, self.control, params.control, x, found)
+        return value, Aux(found.log_w if found.log_score is None else jax.lax.stop_gradient(found.log_w), updates)
+
+    def particles(self, params: Params, rng: PRNGKey, x: Data, beta: Any = 1.0) -> Weight:
+        """The weights of K particles, each leaf [K, ...]."""
+        return self._particles(lambda key: self._weight(params, key, x, beta), rng)
 
     def absorb(self, params: Params, aux: Aux) -> Params:
         """The parameters after a step, with what the optimizer does not change."""
@@ -149,22 +150,58 @@ class MonteCarlo:
             raise ValueError("beta other than 1 needs a model whose prior is known apart: make it with jvi.split.")
         if found.log_mass is None:
             return Weight(check_log_density(each, "the log-weight"), each, None, found.log_score)
-        if self.bound is not bounds.elbo:
-            raise ValueError("gradients.enumerated is for the ELBO: for other bounds sum the latent out inside the log-joint.")
+        if self.bound is not bounds.elbo:  # by an estimator that only shows now that it enumerates
+            raise ValueError(_ENUMERATED)
         # A value of no mass has no weight, even where the log-joint is minus infinity there.
         log_w = jnp.sum(jnp.where(jnp.isneginf(found.log_mass), 0.0, jnp.exp(found.log_mass) * each))
         return Weight(log_w, each, found.log_mass, found.log_score)
 
-    def _scored(self, found: Weight, log_score: Array, baseline: Array) -> Scalar:
-        """What the score-function gradient is the gradient of."""
-        if self.bound is not bounds.elbo:
-            return jnp.sum(jax.lax.stop_gradient(self.bound(found.log_w) - baseline) * log_score)
-        # Adding one cancels the score that log q brings along itself, whose mean is zero.
-        if found.log_mass is None:
-            return jnp.mean(jax.lax.stop_gradient(found.log_w - baseline + 1.0) * log_score)
-        signal = jnp.exp(found.log_mass) * (found.each - baseline[:, None] + 1.0)
-        log_score = log_score if log_score.ndim == 2 else log_score[:, None]
-        return jnp.mean(jnp.sum(jax.lax.stop_gradient(signal) * log_score, 1))
+
+def differentiable(
+    bound: Callable[[Array], Scalar], control: Control, of_control: Any, x: Data, found: Weight
+) -> tuple[Scalar, Any]:
+    """The bound, with the gradient of draws that have no path added to its own; and the control's updates."""
+    value = bound(found.log_w)
+    if found.log_score is None:
+        return value, None
+    baseline = control(of_control, x, bound, jax.lax.stop_gradient(found.log_w))
+    scored = _scored(bound, found, found.log_score, baseline.value) - baseline.loss
+    # Adds nothing to the value: only its gradient, which the bound's own lacks.
+    return value + (scored - jax.lax.stop_gradient(scored)), baseline.updates
+
+
+def estimators(gradient: Any, guide: Any) -> list[Any]:
+    """The estimators of a guide's parts, or the one that it has."""
+    if not hasattr(gradient, "groups"):
+        return [gradient]
+    return [one for name, part in getattr(guide, "parts", ()) for one in estimators(gradient.of(name, part), part)]
+
+
+def refuse_biased(bound: Any, gradient: Any, guide: Any, num_samples: int) -> None:
+    """Refuse, for bounds that are not the mean of the log-weights, the estimators that are right only there."""
+    if bound is bounds.elbo:
+        return
+    used = estimators(gradient, guide)
+    if gradients.enumerated in used:
+        raise ValueError(_ENUMERATED)
+    if gradients.stl in used and num_samples != 1:
+        raise ValueError(
+            f"gradients.stl is biased for any bound but the ELBO, here with num_samples={num_samples}: the weights depend on the "
+            "parameters that it holds fixed. Use gradients.pathwise (in by_group, which takes stl by default, for every part that is "
+            "not scored), jvi.objectives.dreg, or jvi.elbo."
+        )
+
+
+def _scored(bound: Callable[[Array], Scalar], found: Weight, log_score: Array, baseline: Array) -> Scalar:
+    """What the score-function gradient is the gradient of."""
+    if bound is not bounds.elbo:
+        return jnp.sum(jax.lax.stop_gradient(bound(found.log_w) - baseline) * log_score)
+    # Adding one cancels the score that log q brings along itself, whose mean is zero.
+    if found.log_mass is None:
+        return jnp.mean(jax.lax.stop_gradient(found.log_w - baseline + 1.0) * log_score)
+    signal = jnp.exp(found.log_mass) * (found.each - baseline[:, None] + 1.0)
+    log_score = log_score if log_score.ndim == 2 else log_score[:, None]
+    return jnp.mean(jnp.sum(jax.lax.stop_gradient(signal) * log_score, 1))
 
 
 def _check_scored(bound: Any, control: Control) -> None:
