@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import distrax
 import jax
@@ -21,6 +21,7 @@ ONE_HOT = (distrax.OneHotCategorical, tfd.OneHotCategorical)
 _DISCRETE = (*BERNOULLI, *CATEGORICAL, *ONE_HOT, distrax.Multinomial)
 _MIXTURES = (distrax.MixtureSameFamily, distrax.MixtureOfTwo)
 _MOST = 10_000  # values that are enumerated
+_FAR = 1e4  # a logit whose probability is 0 or 1 in every precision
 
 
 def base(distribution: Any) -> Any:
@@ -50,6 +51,61 @@ def without_path(distribution: Any) -> str | None:
 def is_finite(distribution: Any) -> bool:
     """Whether `finite_support` knows its values."""
     return all(isinstance(part, (*BERNOULLI, *CATEGORICAL, *ONE_HOT)) for part in parts(distribution))
+
+
+class Logits(NamedTuple):
+    """The logits of a distribution whose latents are bits or one-hot vectors.
+
+    Attributes:
+      values: of each latent: its shape for bits, [..., V] for one-hot vectors.
+      one_hot: whether each is one-hot.
+      dtypes: of the latents' draws.
+      tree: how the latents make up a draw.
+    """
+
+    values: list[Array]
+    one_hot: list[bool]
+    dtypes: list[Any]
+    tree: Any
+
+    def latent(self, leaves: list[Array], *, as_drawn: bool) -> PyTree:
+        """A draw of these leaves; `as_drawn` in the types that the distribution's own draws have, else as they are."""
+        if as_drawn:
+            leaves = [leaf.astype(dtype) for leaf, dtype in zip(leaves, self.dtypes, strict=True)]
+        return jax.tree.unflatten(self.tree, leaves)
+
+
+def logits_of(distribution: Any) -> Logits:
+    """The logits of a Bernoulli or a OneHotCategorical, alone, in an `Independent` or in a `distrax.Joint`.
+
+    Raises:
+      TypeError: if it holds another distribution.
+      ValueError: if a part has a batch shape.
+    """
+    joint = distribution.distributions if isinstance(distribution, distrax.Joint) else distribution
+    leaves, tree = jax.tree.flatten(joint, is_leaf=lambda leaf: hasattr(leaf, "log_prob"))
+    values, one_hot = [], []
+    for leaf in leaves:
+        part = base(leaf)
+        if isinstance(part, CATEGORICAL) and not isinstance(part, ONE_HOT):  # distrax has the latter inherit from the former
+            raise TypeError(
+                f"draws of {type(part).__name__} are indices, which cannot be relaxed: use distrax.OneHotCategorical, whose draws "
+                "are one-hot vectors, or gradients.score or enumerated."
+            )
+        if not isinstance(part, (*BERNOULLI, *ONE_HOT)):
+            raise TypeError(
+                f"{type(part).__name__} is neither Bernoulli nor OneHotCategorical, alone, in an Independent or in a "
+                "distrax.Joint: use gradients.pathwise for what has a path, and jvi.objectives.score for what has none."
+            )
+        if tuple(leaf.batch_shape):
+            raise ValueError(
+                f"{type(part).__name__} has batch shape {list(leaf.batch_shape)}: make it part of the event with "
+                "distrax.Independent."
+            )
+        found = part.logits_parameter() if hasattr(part, "logits_parameter") else part.logits
+        values.append(jnp.clip(found, -_FAR, _FAR))  # an infinite one would make 0 * inf of an impossible value
+        one_hot.append(isinstance(part, ONE_HOT))
+    return Logits(values, one_hot, [base(leaf).dtype for leaf in leaves], tree)
 
 
 def finite_support(distribution: Any) -> PyTree:

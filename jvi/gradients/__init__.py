@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from jvi.gradients.finite import enumerated
 from jvi.gradients.groups import by_group
+from jvi.gradients.relaxed import concrete, straight_through
 from jvi.gradients.reparameterized import pathwise, stl
 from jvi.gradients.scored import score
 
-__all__ = ["by_group", "enumerated", "pathwise", "score", "stl"]
+__all__ = ["by_group", "concrete", "enumerated", "pathwise", "score", "stl", "straight_through"]

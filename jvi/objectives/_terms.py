@@ -1,0 +1,35 @@
+"""The log-weight of a draw that is at hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from jvi._typing import Array, Data, Latent, Params, PRNGKey, Scalar
+from jvi._vectors import vector_first
+from jvi.models import check_log_density
+
+_MODEL = 0xFFFFFFFF  # folded into a particle's key for a model that draws
+
+
+def terms_of(model: Any, params: Params, rng: PRNGKey, x: Data, z: Latent) -> dict[str, Array]:
+    """The model's log-densities at one of several draws, by name, nats."""
+    split = hasattr(model, "log_prior")
+    density = model.log_likelihood if split else model.log_joint
+    if getattr(model, "draws", False):
+        value = density(params, x, z, jax.random.fold_in(rng, _MODEL))
+    else:
+        value = vector_first(density)(params, x, z)
+    return {"log prior": model.log_prior(params, z), "log likelihood": value} if split else {"log joint": value}
+
+
+def log_weight(terms: dict[str, Array], log_q: Scalar, beta: Any) -> Scalar:
+    """log p(x, z) - log q(z | x), the prior and q weighed by beta; nats."""
+    if isinstance(beta, float) and beta == 1.0:
+        value = sum(terms.values()) - log_q
+    elif "log prior" in terms:
+        value = terms["log likelihood"] + beta * (terms["log prior"] - log_q)
+    else:
+        raise ValueError("beta other than 1 needs a model whose prior is known apart: make it with jvi.split.")
+    return check_log_density(value, "the log-weight")
