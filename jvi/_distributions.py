@@ -18,8 +18,10 @@ tfd = tfp.distributions
 BERNOULLI = (distrax.Bernoulli, tfd.Bernoulli)
 CATEGORICAL = (distrax.Categorical, tfd.Categorical)
 ONE_HOT = (distrax.OneHotCategorical, tfd.OneHotCategorical)
-_DISCRETE = (*BERNOULLI, *CATEGORICAL, *ONE_HOT, distrax.Multinomial)
-_MIXTURES = (distrax.MixtureSameFamily, distrax.MixtureOfTwo)
+_NO_PATH = (
+    *(*BERNOULLI, *CATEGORICAL, *ONE_HOT, distrax.Multinomial, distrax.Quantized),
+    *(distrax.MixtureSameFamily, distrax.MixtureOfTwo),
+)
 _MOST = 10_000  # values that are enumerated
 _FAR = 1e4  # a logit whose probability is 0 or 1 in every precision
 
@@ -42,8 +44,10 @@ def parts(distribution: Any) -> list[Any]:
 def without_path(distribution: Any) -> str | None:
     """The name of a part whose draws do not depend differentiably on its parameters; None where all do."""
     for part in parts(distribution):
-        known = getattr(part, "reparameterization_type", None)  # TFP's
-        if isinstance(part, (*_DISCRETE, *_MIXTURES)) or (known is not None and known != tfd.FULLY_REPARAMETERIZED):
+        while isinstance(part, distrax.Transformed):
+            part = base(part.distribution)
+        types = jax.tree.leaves(getattr(part, "reparameterization_type", None))  # TFP's; several of a joint distribution
+        if isinstance(part, _NO_PATH) or any(one != tfd.FULLY_REPARAMETERIZED for one in types):
             return type(part).__name__
     return None
 
@@ -51,6 +55,11 @@ def without_path(distribution: Any) -> str | None:
 def is_finite(distribution: Any) -> bool:
     """Whether `finite_support` knows its values."""
     return all(isinstance(part, (*BERNOULLI, *CATEGORICAL, *ONE_HOT)) for part in parts(distribution))
+
+
+def known(distribution: Any) -> bool:
+    """Whether all parts are of libraries of which `without_path` knows all."""
+    return all(type(part).__module__.startswith(("distrax.", "tensorflow_probability.")) for part in parts(distribution))
 
 
 class Logits(NamedTuple):

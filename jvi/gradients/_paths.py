@@ -31,17 +31,19 @@ def check_path(guide: Any, params: Params, rng: PRNGKey, x: Data, z: Latent) -> 
     if getattr(guide, "reparameterized", False):
         return
     if hasattr(guide, "distribution"):
-        name = _distributions.without_path(guide.distribution(params, x))
+        distribution = guide.distribution(params, x)
+        name = _distributions.without_path(distribution)
         if name is not None:
             raise TypeError(f"draws of the guide's {name} do not depend differentiably on its parameters. {_ADVICE}")
-        return
+        if _distributions.known(distribution):
+            return
     broken = _broken(lambda params: guide.sample_and_log_prob(params, rng, x)[0], params)
     if broken:
         raise TypeError(f"the guide's draws depend on {', '.join(broken)}, but not differentiably. {_ADVICE}")
 
 
 def _broken(sample: Any, params: Params) -> list[str]:
-    """Names of the parameters that the draws depend on without having a derivative by them."""
+    """Names of the parameters that a leaf of the draw depends on without having a derivative by them."""
     leaves, tree = jax.tree.flatten(params)
     names = [name for name, _ in _tree.named_leaves(params, "params")]
     floating = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
@@ -53,19 +55,33 @@ def _broken(sample: Any, params: Params) -> list[str]:
         return jax.tree.leaves(sample(jax.tree.unflatten(tree, filled)))
 
     at = [jnp.asarray(leaves[i]) for i in floating]
-    values = _dependent(jax.make_jaxpr(outputs)(at).jaxpr, range(len(at)))
-    both = jax.make_jaxpr(lambda at, step: jax.jvp(outputs, (at,), (step,))[1])(at, at)
-    slopes = _dependent(both.jaxpr, range(len(at), 2 * len(at)))
-    return [names[i] for i, value, slope in zip(floating, values, slopes, strict=True) if value and not slope]
+    values, shapes = jax.make_jaxpr(outputs, return_shape=True)(at)
+    try:
+        slopes = jax.make_jaxpr(lambda at, given: jax.vjp(outputs, at)[1](given)[0])(at, shapes)
+    except (TypeError, ValueError, NotImplementedError):
+        return []  # what cannot be differentiated at all says so itself, once a gradient is asked for
+    inputs = [frozenset({i}) for i in range(len(at))]
+    depends = _sources(values.jaxpr, inputs)
+    outs = [frozenset({j}) for j in range(len(depends))]
+    moved = _sources(slopes.jaxpr, [frozenset()] * len(at) + outs)
+    bad = {i for j, found in enumerate(depends) for i in found if j not in moved[i]}
+    return [names[floating[i]] for i in sorted(bad)]
 
 
-def _dependent(jaxpr: Any, inputs: range) -> list[bool]:
-    """For each of these inputs, whether any output depends on it."""
-    found = []
-    for i in inputs:
-        reached = {jaxpr.invars[i]}
-        for eqn in jaxpr.eqns:
-            if any(isinstance(var, Var) and var in reached for var in eqn.invars):
-                reached.update(eqn.outvars)
-        found.append(any(isinstance(var, Var) and var in reached for var in jaxpr.outvars))
-    return found
+def _sources(jaxpr: Any, inputs: list[frozenset[int]]) -> list[frozenset[int]]:
+    """For each output, the labels of the inputs that it depends on; `stop_gradient` is a user's word that it does not."""
+    none: frozenset[int] = frozenset()
+    reached = dict(zip(jaxpr.invars, inputs, strict=True))
+    for eqn in jaxpr.eqns:
+        into = [reached.get(var, none) if isinstance(var, Var) else none for var in eqn.invars]
+        inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+        inner = getattr(inner, "jaxpr", inner)
+        name = eqn.primitive.name
+        if name == "stop_gradient":
+            out = [none] * len(eqn.outvars)
+        elif inner is not None and name != "scan" and len(inner.invars) == len(into):
+            out = _sources(inner, into)
+        else:
+            out = [none.union(*into)] * len(eqn.outvars)
+        reached.update(zip(eqn.outvars, out, strict=True))
+    return [reached.get(var, none) if isinstance(var, Var) else none for var in jaxpr.outvars]
