@@ -1,9 +1,10 @@
-"""What distrax's and TFP's distributions tell of themselves: their parts, whether draws have a path, finite supports."""
+"""What distrax's and TFP's distributions tell of themselves: parts, paths, finite supports, entropies and divergences."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import distrax
@@ -36,9 +37,99 @@ def base(distribution: Any) -> Any:
 def parts(distribution: Any) -> list[Any]:
     """The distributions that a joint one is made of, each without its `Independent`."""
     if isinstance(distribution, distrax.Joint):
-        found = jax.tree.leaves(distribution.distributions, is_leaf=lambda leaf: hasattr(leaf, "log_prob"))
+        found = jax.tree.leaves(distribution.distributions, is_leaf=is_distribution)
         return [base(one) for one in found]
     return [base(distribution)]
+
+
+def is_distribution(leaf: Any) -> bool:
+    """Whether a node of a pytree is a distribution, which may be a pytree itself."""
+    return hasattr(leaf, "log_prob")
+
+
+def unjoined(distribution: Any) -> PyTree:
+    """A joint distribution as the pytree of its distributions; any other as it is."""
+    return distribution.distributions if isinstance(distribution, distrax.Joint) else distribution
+
+
+def log_prob(distributions: PyTree, z: PyTree) -> Array:
+    """The log-density of independent latents, one for every distribution, nats.
+
+    Raises:
+      ValueError: if the structures differ, a distribution has a batch shape, or is of another shape than its latent.
+    """
+    leaves, tree = jax.tree.flatten(distributions, is_leaf=is_distribution)
+    total = jnp.zeros(())
+    try:
+        parts = tree.flatten_up_to(z)
+    except ValueError as error:
+        raise ValueError(f"the prior must be a pytree of distributions with the structure of the latents: {error}") from None
+    for one, part in zip(leaves, parts, strict=True):
+        if not jax.tree_util.all_leaves([part]):
+            raise ValueError(
+                f"the prior must be a pytree of distributions with the structure of the latents, one for each; got {one}."
+            )
+        shape, batch = tuple(one.event_shape), tuple(one.batch_shape)
+        if batch != () or shape != jnp.shape(part):
+            raise ValueError(
+                f"a latent of shape {list(jnp.shape(part))} needs a {type(one).__name__} of that event shape and without batch shape; "
+                f"got event shape {list(shape)}, batch shape {list(batch)}. Make batches events with distrax.Independent."
+            )
+        with jax.numpy_rank_promotion("allow"):
+            total = total + one.log_prob(part)
+    return total
+
+
+def elementwise(distribution: Any) -> Any:
+    """The distribution of every entry, as a batch of scalar ones in the event's shape; None if entries are not independent."""
+    if isinstance(distribution, distrax.MultivariateNormalDiag):
+        return distrax.Normal(distribution.loc, distribution.scale_diag)
+    if isinstance(distribution, tfd.MultivariateNormalDiag):
+        return distrax.Normal(distribution.mean(), distribution.stddev())
+    inner = base(distribution)
+    if not hasattr(inner, "event_shape") or tuple(inner.event_shape) != ():
+        return None
+    return inner if tuple(inner.batch_shape) == tuple(distribution.event_shape) else None
+
+
+def kl(q: Any, p: Any) -> Array | None:
+    """KL(q || p) in closed form, nats: by entry where both are elementwise, else one number; None where none is known."""
+    q_each, p_each = elementwise(q), elementwise(p)
+    with jax.numpy_rank_promotion("allow"):
+        if q_each is not None and p_each is not None:
+            found = _try(lambda: q_each.kl_divergence(p_each))
+            return None if found is None else jnp.broadcast_to(found, tuple(q.event_shape))
+        return _try(lambda: _vector(q).kl_divergence(_vector(p)))
+
+
+def log_ratio(q: Any, p: Any, z: Array) -> Array:
+    """log q(z) - log p(z), nats: by entry where both are elementwise, else one number; only log q(z) where `p` is None."""
+    q_each, p_each = elementwise(q), elementwise(p)
+    with jax.numpy_rank_promotion("allow"):
+        if q_each is not None and p_each is not None:
+            return q_each.log_prob(z) - p_each.log_prob(z)
+        return q.log_prob(z) - (0.0 if p is None else p.log_prob(z))
+
+
+def entropy(distribution: Any) -> Array | None:
+    """The entropy in closed form, nats; None where none is known."""
+    with jax.numpy_rank_promotion("allow"):
+        return _try(distribution.entropy) if hasattr(distribution, "entropy") else None
+
+
+def _try(closed_form: Callable[[], Array]) -> Array | None:
+    try:
+        return closed_form()
+    except NotImplementedError:
+        return None
+
+
+def _vector(distribution: Any) -> Any:
+    # Divergences between Gaussians of dense and of diagonal covariance are known to multivariate ones only.
+    each = elementwise(distribution)
+    if isinstance(each, (distrax.Normal, tfd.Normal)) and len(distribution.event_shape) == 1:
+        return distrax.MultivariateNormalDiag(each.loc, jnp.broadcast_to(each.scale, jnp.shape(each.loc)))
+    return distribution
 
 
 def without_path(distribution: Any) -> str | None:
@@ -125,7 +216,7 @@ def finite_support(distribution: Any) -> PyTree:
       ValueError: if there are more than ten thousand values.
     """
     if isinstance(distribution, distrax.Joint):
-        leaves, tree = jax.tree.flatten(distribution.distributions, is_leaf=lambda leaf: hasattr(leaf, "log_prob"))
+        leaves, tree = jax.tree.flatten(distribution.distributions, is_leaf=is_distribution)
         tables = [finite_support(leaf) for leaf in leaves]
         rows = _product([len(table) for table in tables])
         return jax.tree.unflatten(tree, [table[row] for table, row in zip(tables, rows.T, strict=True)])

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jvi import _distributions
 from jvi._spec import spec
-from jvi._typing import Array, Data, Latent, Params, PRNGKey, Scalar
+from jvi._typing import Array, Data, Latent, Params, PRNGKey, PyTree, Scalar
 
-__all__ = ["Model", "Split", "learned", "model", "split"]
+__all__ = ["Model", "Split", "WithPrior", "learned", "model", "split", "with_prior"]
 
 
 @runtime_checkable
@@ -65,6 +66,43 @@ class Split:
         """log p(z), nats."""
         value = self.prior(z) if self.initialize is None else self.prior(params, z)
         return check_log_density(value, "the log-prior")
+
+    def log_likelihood(self, params: Params, x: Data, z: Latent) -> Scalar:
+        """log p(x | z), nats."""
+        value = self.likelihood(x, z) if self.initialize is None else self.likelihood(params, x, z)
+        return check_log_density(value, "the log-likelihood")
+
+    def log_joint(self, params: Params, x: Data, z: Latent) -> Scalar:
+        """log p(x, z), nats."""
+        return self.log_prior(params, z) + self.log_likelihood(params, x, z)
+
+
+@spec
+class WithPrior:
+    """A model whose prior is a distribution, so that a KL divergence from it may be known in closed form. Made by `with_prior`.
+
+    Example:
+      >>> import distrax, jvi
+      >>> model = jvi.models.with_prior(lambda: distrax.Normal(0.0, 1.0), lambda x, z: -0.5 * (x - z) ** 2)
+      >>> isinstance(model, jvi.models.WithPrior)
+      True
+    """
+
+    distribution: Callable[..., PyTree]
+    likelihood: Callable[..., Scalar]
+    initialize: Callable[[PRNGKey, Data], Params] | None = None
+
+    def init(self, rng: PRNGKey, x: Data) -> Params:
+        """Initial parameters; `()` if nothing is learned."""
+        return () if self.initialize is None else self.initialize(rng, x)
+
+    def prior_distribution(self, params: Params) -> PyTree:
+        """p(z): a distribution, or a pytree of them, one for every latent."""
+        return _distributions.unjoined(self.distribution() if self.initialize is None else self.distribution(params))
+
+    def log_prior(self, params: Params, z: Latent) -> Scalar:
+        """log p(z), nats."""
+        return check_log_density(_distributions.log_prob(self.prior_distribution(params), z), "the log-prior")
 
     def log_likelihood(self, params: Params, x: Data, z: Latent) -> Scalar:
         """log p(x | z), nats."""
@@ -133,6 +171,38 @@ def split(
     """
     init = None if init is None else _callable("init", init)
     return Split(_callable("log_prior", log_prior), _callable("log_likelihood", log_likelihood), init)
+
+
+def with_prior(
+    prior: Callable[..., PyTree],
+    log_likelihood: Callable[..., Scalar],
+    *,
+    init: Callable[[PRNGKey, Data], Params] | None = None,
+) -> WithPrior:
+    """A model whose prior is given as distributions, as `jvi.objectives.elbo_kl` and free bits want it; else as `split`.
+
+    Args:
+      prior: `() -> distribution`, or `(params) -> distribution` when `init` is given: distrax or TFP, without batch shape; for a
+        pytree of latents a pytree of them, or a `distrax.Joint`.
+      log_likelihood: `(x, z) -> scalar`, or `(params, x, z)` when `init` is given.
+      init: `(rng, x) -> params` for a learned model.
+
+    Raises:
+      TypeError: if `prior` is a distribution itself, which holds arrays: give a function that returns it.
+      ValueError: once traced, if a distribution's event shape is not that of its latent.
+
+    Example:
+      >>> import distrax, jax.numpy as jnp, jvi
+      >>> model = jvi.models.with_prior(lambda: distrax.Normal(0.0, 1.0), lambda x, z: -0.5 * (x - z) ** 2)
+      >>> round(float(model.log_prior((), jnp.array(0.0))), 3)
+      -0.919
+    """
+    if not callable(prior):
+        raise TypeError(
+            f"prior must be a function that returns a distribution, as in lambda: distrax.Normal(0, 1); got {prior!r}."
+        )
+    init = None if init is None else _callable("init", init)
+    return WithPrior(prior, _callable("log_likelihood", log_likelihood), init)
 
 
 @spec

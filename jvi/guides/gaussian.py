@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from typing import ClassVar, NamedTuple
 
+import distrax
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve, solve_triangular
 
 from jvi._checks import check_count
 from jvi._spec import spec
-from jvi._typing import Array, Data, Latent, PRNGKey, Scalar
+from jvi._typing import Array, Data, Latent, PRNGKey, PyTree, Scalar
+from jvi.guides._factors import factors
 from jvi.spaces import Space
 
 LOG_2PI = math.log(2.0 * math.pi)
@@ -110,6 +112,14 @@ class MeanField:
         eps = (u - params.loc) * jnp.exp(-params.log_scale)
         return _log_standard(eps) - jnp.sum(params.log_scale) + log_det
 
+    def distribution(self, params: Diagonal, x: Data) -> PyTree:
+        """q as a distribution of every latent: Gaussians, transformed where a latent is constrained."""
+        return factors(self.space, params.loc, jnp.exp(params.log_scale))
+
+    def entropy(self, params: Diagonal, x: Data, z: Latent) -> Scalar:
+        """The coordinates' entropy plus log|det dz/du| at the draw `z`: q's entropy, exact in a real space; nats."""
+        return _entropy(self.space, jnp.sum(params.log_scale), z)
+
 
 @spec
 class FullRank:
@@ -160,6 +170,19 @@ class FullRank:
         white = (u - params.loc) * jnp.exp(-params.log_scale)
         eps = solve_triangular(_below(params), white, lower=True, unit_diagonal=True)
         return _log_standard(eps) - jnp.sum(params.log_scale) + log_det
+
+    def distribution(self, params: Dense, x: Data) -> PyTree:
+        """q as a distribution, where it is over one real vector; None elsewhere: its latents are not independent."""
+        support = self.space.supports[0]
+        alone = self.space.treedef == jax.tree.structure(0) and len(support.shape) == 1
+        if not alone or support.bijector is not None:
+            return None
+        root = jnp.exp(params.log_scale)[:, None] * (jnp.eye(self.space.size) + _below(params))
+        return distrax.MultivariateNormalTri(params.loc, root)
+
+    def entropy(self, params: Dense, x: Data, z: Latent) -> Scalar:
+        """The coordinates' entropy plus log|det dz/du| at the draw `z`: q's entropy, exact in a real space; nats."""
+        return _entropy(self.space, jnp.sum(params.log_scale), z)
 
 
 @spec
@@ -215,6 +238,10 @@ class LowRank:
         u, log_det = self.space.unconstrain(z)
         return _log_factored(params, u - params.loc) + log_det
 
+    def entropy(self, params: Factored, x: Data, z: Latent) -> Scalar:
+        """The coordinates' entropy plus log|det dz/du| at the draw `z`: q's entropy, exact in a real space; nats."""
+        return _entropy(self.space, _log_root(params)[1], z)
+
 
 def dense(loc: Array, chol: Array) -> Dense:
     """`FullRank`'s parameters for N(loc, chol chol'), chol lower triangular [D, D]."""
@@ -236,14 +263,24 @@ def _log_standard(eps: Array) -> Scalar:
 
 def _log_factored(params: Factored, centred: Array) -> Scalar:
     # Woodbury: everything dense is [R, R].
-    size, rank = params.factor.shape
-    scaled = params.factor * jnp.exp(-params.log_scale)[:, None]
+    root, log_det = _log_root(params)
     white = centred * jnp.exp(-params.log_scale)
-    root = jnp.linalg.cholesky(jnp.eye(rank, dtype=scaled.dtype) + scaled.T @ scaled)
-    inner = scaled.T @ white
+    inner = (params.factor * jnp.exp(-params.log_scale)[:, None]).T @ white
     square = white @ white - inner @ cho_solve((root, True), inner)
-    log_det = jnp.sum(params.log_scale) + jnp.sum(jnp.log(jnp.diag(root)))
-    return -0.5 * (square + size * LOG_2PI) - log_det
+    return -0.5 * (square + centred.shape[0] * LOG_2PI) - log_det
+
+
+def _log_root(params: Factored) -> tuple[Array, Scalar]:
+    """The Cholesky factor [R, R] of Woodbury's inner matrix, and half the log-determinant of the covariance."""
+    scaled = params.factor * jnp.exp(-params.log_scale)[:, None]
+    root = jnp.linalg.cholesky(jnp.eye(scaled.shape[1], dtype=scaled.dtype) + scaled.T @ scaled)
+    return root, jnp.sum(params.log_scale) + jnp.sum(jnp.log(jnp.diag(root)))
+
+
+def _entropy(space: Space, log_root_det: Scalar, z: Latent) -> Scalar:
+    gaussian = log_root_det + 0.5 * space.size * (1.0 + LOG_2PI)
+    constrained = any(support.bijector is not None for support in space.supports)
+    return gaussian - space.unconstrain(z)[1] if constrained else gaussian
 
 
 def _check(space: Space, init_scale: float) -> None:

@@ -6,6 +6,7 @@ The value is the bound itself, in nats, and its `jax.grad` is the estimator that
 from __future__ import annotations
 
 from jvi.objectives._base import Aux, Objective, Params
+from jvi.objectives.analytic import elbo_entropy, elbo_kl, free_bits
 from jvi.objectives.data import global_local, per_example, subsampled
 from jvi.objectives.monte_carlo import MonteCarlo
 from jvi.objectives.rao_blackwell import rao_blackwell
@@ -18,7 +19,10 @@ __all__ = [
     "Objective",
     "Params",
     "elbo",
+    "elbo_entropy",
+    "elbo_kl",
     "enumerate_elbo",
+    "free_bits",
     "global_local",
     "iwae",
     "per_example",

@@ -30,17 +30,24 @@ class Aux(NamedTuple):
     Attributes:
       log_w: log-weights [K], nats; [B, K] under `per_example`.
       updates: parameters that are not the optimizer's to change, as of the next step; None where there are none.
+      elbo: the ELBO itself, nats, where the value may be another: under free bits, or with a beta; else None.
+      kl: estimates of KL(q || p) by latent, nats, and by entry where those are independent; None where not told apart. Like `elbo`
+        the mean over the examples under `per_example`.
     """
 
     log_w: Array
     updates: Any = None
+    elbo: Any = None
+    kl: Any = None
 
 
 class Objective(Protocol):
     """Any spec with these two methods is an objective.
 
     One may also have `absorb(params, aux) -> params`, which puts `aux.updates` where they belong after a step, and `upper`, true of
-    an upper bound, which a fit minimizes.
+    an upper bound, which a fit minimizes. One that is not linear in what is averaged over examples, as with free bits, has
+    `parts(params, rng, x, *, beta) -> (pytree, aux)` and `combine(pytree, beta) -> value`: the pytree is averaged, over examples and
+    over devices, before it is combined.
 
     Example:
       >>> import jax, jax.numpy as jnp, jvi

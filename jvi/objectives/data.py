@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -33,9 +34,7 @@ class PerExample:
 
     def __call__(self, params: Any, rng: PRNGKey, x: Data, *, beta: Any = 1.0) -> tuple[Scalar, Aux]:
         """The mean bound, nats per datum, and the log-weights [B, K]."""
-        keys = jax.random.split(rng, leading_axis(x))
-        values, aux = jax.vmap(lambda key, one: self.objective(params, key, one, beta=beta))(keys, x)
-        return jnp.mean(values), aux._replace(updates=_mean(aux.updates))
+        return _averaged(self.objective, params, jax.random.split(rng, leading_axis(x)), x, beta)
 
     def absorb(self, params: Any, aux: Aux) -> Any:
         """The parameters after a step, with what the optimizer does not change."""
@@ -66,6 +65,11 @@ class Minibatch:
         """N times the mean log-likelihood of the data in `x` [B, ...], nats."""
         _check_batch(x, self.num_data)
         return self.num_data * jnp.mean(jax.vmap(lambda one: self.model.log_likelihood(params, one, z))(x))
+
+    @property
+    def prior_distribution(self) -> Callable[[Params], PyTree]:
+        """p(z) by latent; absent where the model's prior is no distribution."""
+        return self.model.prior_distribution
 
     def log_joint(self, params: Params, x: Data, z: Latent) -> Scalar:
         """log p(x, z) of all data, nats."""
@@ -101,7 +105,13 @@ class WithLocals:
         _, inner, beta = params
         count = _check_batch(x, self.num_data)
         keys = jax.random.split(rng, count)
-        return self.num_data * jnp.mean(jax.vmap(lambda key, one: self.local(inner, key, (one, z), beta=beta)[0])(keys, x))
+        return self.num_data * _averaged(self.local, inner, keys, (x, z), beta, axes=(0, None))[0]
+
+    @property
+    def prior_distribution(self) -> Callable[[Params], PyTree]:
+        """p(z) by latent; absent where the prior is no distribution."""
+        known = self.prior.prior_distribution
+        return lambda params: known(params[0])
 
     def log_joint(self, params: Params, x: Data, z: Latent, rng: PRNGKey) -> Scalar:
         """The sum of both, nats."""
@@ -140,14 +150,15 @@ class GlobalLocal:
     def _whole(self, params: Nested, beta: Any) -> tuple[MonteCarlo, Any]:
         model = WithLocals(self.outer.model, self.inner, self.num_data)
         outer = params.outer._replace(model=(params.outer.model, params.inner, beta))
-        return dataclasses.replace(self.outer, model=model), outer
+        return _with_model(self.outer, model), outer
 
 
 def per_example(objective: Any) -> PerExample:
     """The mean of `objective` over independent data: `x` gains a leading axis [B, ...]; nats per datum.
 
     Every datum has its own draws and its own bound, so a bound of K draws stays what it is for one datum, and the mean over the
-    minibatches of an epoch is that over the data.
+    minibatches of an epoch is that over the data. Not with free bits: their floor is under the minibatch's mean KL, so that the value
+    of a minibatch is no mean of its examples'.
 
     Args:
       objective: written for one datum.
@@ -206,7 +217,7 @@ def subsampled(objective: MonteCarlo, *, num_data: int) -> MonteCarlo:
             "subsampled needs a model whose likelihood is known apart, because N / B is for the likelihood alone: make it with "
             "jvi.split(log_prior, log_likelihood), the likelihood that of one datum."
         )
-    return dataclasses.replace(objective, model=Minibatch(objective.model, num_data))
+    return _with_model(objective, Minibatch(objective.model, num_data))
 
 
 def global_local(outer: MonteCarlo, inner: Any, *, num_data: int) -> GlobalLocal:
@@ -250,6 +261,18 @@ def global_local(outer: MonteCarlo, inner: Any, *, num_data: int) -> GlobalLocal
     if getattr(inner, "upper", False):
         raise ValueError("global_local adds up lower bounds, and its inner objective is an upper one; take an ELBO or iwae.")
     return GlobalLocal(outer, inner, num_data)
+
+
+def _averaged(objective: Any, params: Any, keys: PRNGKey, x: Data, beta: Any, axes: Any = 0) -> tuple[Scalar, Aux]:
+    """The mean of an objective over examples; what it combines of their means is combined once."""
+    whole = getattr(objective, "parts", objective)
+    found, aux = jax.vmap(lambda key, one: whole(params, key, one, beta=beta), in_axes=(0, axes))(keys, x)
+    value = objective.combine(_mean(found), beta) if hasattr(objective, "parts") else jnp.mean(found)
+    return value, aux._replace(updates=_mean(aux.updates), elbo=_mean(aux.elbo), kl=_mean(aux.kl))
+
+
+def _with_model(objective: Any, model: Any) -> Any:
+    return objective.with_model(model) if hasattr(objective, "with_model") else dataclasses.replace(objective, model=model)
 
 
 def _check_linear(name: str, objective: Any) -> None:

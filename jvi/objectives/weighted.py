@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 from jvi import bounds, gradients
 from jvi import noise as noises
@@ -13,6 +13,7 @@ from jvi.controls import Control
 from jvi.gradients.reparameterized import default
 from jvi.guides.functions import Guide
 from jvi.models import Model
+from jvi.objectives.analytic import Decomposed, FreeBits, elbo_kl
 from jvi.objectives.monte_carlo import MonteCarlo, default_control
 
 Noise = Callable[[PRNGKey, int], PRNGKey]
@@ -29,6 +30,7 @@ class RenyiBound:
         return bounds.renyi(log_w, self.alpha)
 
 
+@overload
 def elbo(
     model: Model,
     guide: Guide,
@@ -38,7 +40,30 @@ def elbo(
     control: Control | None = None,
     noise: Noise = noises.independent,
     chunk_size: int | None = None,
-) -> MonteCarlo:
+) -> MonteCarlo: ...
+@overload
+def elbo(
+    model: Model,
+    guide: Guide,
+    *,
+    num_samples: int = 1,
+    gradient: Callable[..., Any] | None = None,
+    control: Control | None = None,
+    noise: Noise = noises.independent,
+    chunk_size: int | None = None,
+    free_bits: float | FreeBits | None,
+) -> MonteCarlo | Decomposed: ...
+def elbo(
+    model: Model,
+    guide: Guide,
+    *,
+    num_samples: int = 1,
+    gradient: Callable[..., Any] | None = None,
+    control: Control | None = None,
+    noise: Noise = noises.independent,
+    chunk_size: int | None = None,
+    free_bits: float | FreeBits | None = None,
+) -> MonteCarlo | Decomposed:
     """The evidence lower bound E_q[log p(x, z) - log q(z | x)], by the mean of `num_samples` draws; nats.
 
     Args:
@@ -53,10 +78,12 @@ def elbo(
       noise: how the particles' keys are made, of `jvi.noise`: `antithetic` and `sobol` estimate the same with less noise. They go
         with `gradients.score` for the ELBO only, and without `controls.leave_one_out`.
       chunk_size: particles at a time, to bound memory: what lies between is computed again for the gradient.
+      free_bits: nats of each latent's divergence from the prior that cost nothing, against posterior collapse; or
+        `jvi.objectives.free_bits(nats, per_dimension=True)`. The objective is then `jvi.objectives.elbo_kl`, which says more.
 
     Raises:
       TypeError: if `model` or `guide` lacks a method; once traced, if a latent has no path and the estimator needs one.
-      ValueError: if a count is less than 1, or `gradient` does not fit the guide.
+      ValueError: if a count is less than 1, or `gradient` does not fit the guide; with `free_bits`, as `elbo_kl`.
 
     Example:
       >>> import jax, jax.numpy as jnp, jvi
@@ -73,6 +100,9 @@ def elbo(
     References:
       Jordan et al. (1999), An Introduction to Variational Methods for Graphical Models.
     """
+    if free_bits is not None:
+        options: Any = {"gradient": gradient, "control": control, "noise": noise, "chunk_size": chunk_size}
+        return elbo_kl(model, guide, num_samples=num_samples, free_bits=free_bits, **options)
     if gradient is None:
         gradient = default(guide)
     control = default_control(gradient, num_samples, control)
