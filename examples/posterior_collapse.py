@@ -81,7 +81,7 @@ def main(out: Path, console: Console | None = None, num_steps: int = 4_000) -> d
         state, _ = jvi.fit_batches(svi, jax.random.key(0), train, num_steps=num_steps, batch_size=128, beta=beta)
         _, aux = measured(state.params, jax.random.key(1), test)
         means = jax.vmap(lambda x, params=state.params: guide.distribution(params.guide, x).mean())(test)
-        active = int(jvi.diagnostics.active_units(means).count)
+        active = int(jvi.diagnostics.active_units(means).num_active)
         found[name] = (float(aux.elbo), np.asarray(aux.kl), active)
         table.add_row(name, f"{aux.elbo:.2f}", f"{aux.kl.sum():.2f}", f"{active} of {NUM_LATENTS}")
     console.print(table)

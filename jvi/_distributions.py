@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from tensorflow_probability.substrates import jax as tfp
 
-from jvi._typing import PyTree
+from jvi._typing import Array, PyTree
 
 tfd = tfp.distributions
 BERNOULLI = (distrax.Bernoulli, tfd.Bernoulli)

@@ -124,7 +124,7 @@ def _carrying(name: str, bits: Any) -> Any:
         data = jax.random.key_data(jax.random.split(plain(key), shape))
         return jnp.concatenate([data, jnp.broadcast_to(key[2:], (*shape, 1))], -1)
 
-    def fold_in(key: Array, data: Array) -> Array:
+    def fold_in(key: Array, data: Any) -> Array:
         return jnp.append(jax.random.key_data(jax.random.fold_in(plain(key), data)), key[2])
 
     def random_bits(key: Array, width: int, shape: tuple[int, ...]) -> Array:

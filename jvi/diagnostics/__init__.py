@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from jvi._typing import Estimate
 from jvi.bounds import ess
-from jvi.diagnostics.gradient import GradientReport, GradientRow, gradient_report
 from jvi.diagnostics.collapse import ActiveUnits, active_units
+from jvi.diagnostics.gradient import GradientReport, GradientRow, gradient_report
 from jvi.diagnostics.psis import khat_threshold, pareto_khat, psis
 from jvi.diagnostics.verdict import Verdict, diagnose, elbo_estimate, mean_of, verdict
 

@@ -8,9 +8,14 @@ from __future__ import annotations
 from jvi.objectives._base import Aux, Objective, Params
 from jvi.objectives.analytic import elbo_entropy, elbo_kl, free_bits
 from jvi.objectives.data import global_local, per_example, subsampled
+from jvi.objectives.disarm import disarm
+from jvi.objectives.divergences import cubo, f_divergence, tail_adaptive
+from jvi.objectives.grouped import miwae, piwae
 from jvi.objectives.monte_carlo import MonteCarlo
 from jvi.objectives.rao_blackwell import rao_blackwell
+from jvi.objectives.relax import rebar, relax
 from jvi.objectives.scored import enumerate_elbo, score, vimco
+from jvi.objectives.thermodynamic import covariance, tvo
 from jvi.objectives.weighted import elbo, iwae, renyi
 
 __all__ = [
@@ -18,17 +23,27 @@ __all__ = [
     "MonteCarlo",
     "Objective",
     "Params",
+    "covariance",
+    "cubo",
+    "disarm",
     "elbo",
     "elbo_entropy",
     "elbo_kl",
     "enumerate_elbo",
+    "f_divergence",
     "free_bits",
     "global_local",
     "iwae",
+    "miwae",
     "per_example",
+    "piwae",
     "rao_blackwell",
+    "rebar",
+    "relax",
     "renyi",
     "score",
     "subsampled",
+    "tail_adaptive",
+    "tvo",
     "vimco",
 ]

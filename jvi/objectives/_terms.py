@@ -13,14 +13,14 @@ from jvi.models import check_log_density
 _MODEL = 0xFFFFFFFF  # folded into a particle's key for a model that draws
 
 
-def terms_of(model: Any, params: Params, rng: PRNGKey, x: Data, z: Latent) -> dict[str, Array]:
-    """The model's log-densities at one of several draws, by name, nats."""
+def terms_of(model: Any, params: Params, rng: PRNGKey, x: Data, z: Latent, *, batched: bool = True) -> dict[str, Array]:
+    """The model's log-densities at a draw, which is one of several where `batched`, by name, nats."""
     split = hasattr(model, "log_prior")
     density = model.log_likelihood if split else model.log_joint
     if getattr(model, "draws", False):
         value = density(params, x, z, jax.random.fold_in(rng, _MODEL))
     else:
-        value = vector_first(density)(params, x, z)
+        value = (vector_first(density) if batched else density)(params, x, z)
     return {"log prior": model.log_prior(params, z), "log likelihood": value} if split else {"log joint": value}
 
 

@@ -118,7 +118,7 @@ class Decomposed:
         """What is averaged over examples, and what came along."""
         found = self.sampled._particles(lambda key: self._particle(params, key, x), rng)
         costs = jax.tree.map(lambda cost: jnp.mean(cost, 0), found.costs)
-        plain = sum(found.densities.values())
+        plain = sum(found.densities.values(), jnp.zeros(()))
         total = sum(jnp.sum(cost) for cost in jax.tree.leaves(costs))
         kl = jax.lax.stop_gradient(costs) if self.by_kl else None
         aux = Aux(jax.lax.stop_gradient(found.log_w), None, jax.lax.stop_gradient(jnp.mean(plain) - total), kl)
@@ -175,11 +175,11 @@ class Decomposed:
         if self.sampled.gradient is gradients.stl:
             held = told(self.guide, jax.lax.stop_gradient(params.guide), x, z, log_q, not self.by_kl)
         if not self.by_kl:
-            return by_latent(lambda *one: _negative_entropy(*one, exact), q, held, z)
+            return by_latent(lambda q, held, z: _negative_entropy(q, held, z, exact), q, held, z)
         model: Any = self.model
         if hasattr(model, "prior_distribution"):
             p = model.prior_distribution(params.model)
-            return by_latent(lambda *one: _divergence(*one, self.floor, exact), q, held, z, p)
+            return by_latent(lambda q, held, z, p: _divergence(q, held, z, p, self.floor, exact), q, held, z, p)
         exact.append(False)
         if self.floor is not None and (len(jax.tree.leaves(z)) > 1 or (self.floor.per_dimension and jnp.shape(z) != ())):
             raise ValueError(

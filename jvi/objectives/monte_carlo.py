@@ -12,14 +12,13 @@ from jvi import bounds, controls, gradients, noise
 from jvi._checks import check_count
 from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, PRNGKey, Scalar
-from jvi._vectors import vector_first
 from jvi.controls import Control
 from jvi.gradients._draw import Draw, draw
 from jvi.guides.functions import Guide
-from jvi.models import Model, check_log_density
+from jvi.models import Model
 from jvi.objectives._base import Aux, Params, check_parts
+from jvi.objectives._terms import log_weight, terms_of
 
-_MODEL = 0xFFFFFFFF  # folded into a particle's key for a model that draws
 _ENUMERATED = "gradients.enumerated is for the ELBO: for other bounds sum the latent out inside the log-joint."
 
 
@@ -124,32 +123,18 @@ class MonteCarlo:
     def _terms(self, params: Params, rng: PRNGKey, x: Data) -> tuple[dict[str, Array], Draw]:
         found = draw(self.gradient, self.guide, params.guide, rng, x)
         if found.log_mass is None:
-            return {**self._densities(params, rng, x, found.z, self.num_samples > 1), "log q": found.log_q}, found
-        terms = jax.vmap(lambda z: self._densities(params, rng, x, z, batched=True))(found.z)
+            terms = terms_of(self.model, params.model, rng, x, found.z, batched=self.num_samples > 1)
+            return {**terms, "log q": found.log_q}, found
+        terms = jax.vmap(lambda z: terms_of(self.model, params.model, rng, x, z))(found.z)
         return {**terms, "log q": jnp.broadcast_to(found.log_q, found.log_mass.shape)}, found
-
-    def _densities(self, params: Params, rng: PRNGKey, x: Data, z: Latent, batched: bool) -> dict[str, Array]:
-        split = hasattr(self.model, "log_prior")
-        density: Any = getattr(self.model, "log_likelihood" if split else "log_joint")
-        if getattr(self.model, "draws", False):
-            value = density(params.model, x, z, jax.random.fold_in(rng, _MODEL))
-        else:
-            value = (vector_first(density) if batched else density)(params.model, x, z)
-        if not split:
-            return {"log joint": value}
-        model: Any = self.model
-        return {"log prior": model.log_prior(params.model, z), "log likelihood": value}
 
     def _weight(self, params: Params, rng: PRNGKey, x: Data, beta: Any) -> Weight:
         terms, found = self._terms(params, rng, x)
-        if isinstance(beta, float) and beta == 1.0:
-            each = sum(value for name, value in terms.items() if name != "log q") - terms["log q"]
-        elif "log prior" in terms:
-            each = terms["log likelihood"] + beta * (terms["log prior"] - terms["log q"])
-        else:
-            raise ValueError("beta other than 1 needs a model whose prior is known apart: make it with jvi.split.")
+        log_q = terms.pop("log q")
         if found.log_mass is None:
-            return Weight(check_log_density(each, "the log-weight"), each, None, found.log_score)
+            log_w = log_weight(terms, log_q, beta)
+            return Weight(log_w, log_w, None, found.log_score)
+        each = jax.vmap(lambda terms, log_q: log_weight(terms, log_q, beta))(terms, log_q)
         if self.bound is not bounds.elbo:  # by an estimator that only shows now that it enumerates
             raise ValueError(_ENUMERATED)
         # A value of no mass has no weight, even where the log-joint is minus infinity there.
