@@ -79,7 +79,7 @@ class MonteCarlo:
         if not isinstance(self.control, Control):
             raise TypeError(f"control must be one of jvi.controls, such as jvi.controls.leave_one_out; got {self.control!r}.")
         if self.num_samples > 1 and noise.are_joint(self.noise) and getattr(self.gradient, "scores", False):
-            _check_scored(self.bound, self.control)
+            check_scored(self.bound, self.control)
 
     def init(self, rng: PRNGKey, x: Data) -> Params:
         """Initial parameters of the model, the guide and the control variate."""
@@ -189,7 +189,7 @@ def _scored(bound: Callable[[Array], Scalar], found: Weight, log_score: Array, b
     return jnp.mean(jnp.sum(jax.lax.stop_gradient(signal) * log_score, 1))
 
 
-def _check_scored(bound: Any, control: Control) -> None:
+def check_scored(bound: Any, control: Control) -> None:
     """Refuse what is biased with particles that depend on one another."""
     if bound is not bounds.elbo:
         raise ValueError(

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jvi import bounds
+from jvi import bounds, gradients
 from jvi import noise as noises
 from jvi._additive import additive_terms
 from jvi._checks import check_count
@@ -17,7 +17,7 @@ from jvi.controls import Control
 from jvi.guides.functions import Guide
 from jvi.models import Model
 from jvi.objectives._base import Aux, Params, check_parts
-from jvi.objectives.monte_carlo import default_control
+from jvi.objectives.monte_carlo import check_scored, default_control
 from jvi.objectives.weighted import Noise
 
 Terms = list[tuple[frozenset[str], Scalar]]
@@ -41,6 +41,8 @@ class RaoBlackwell:
                 "rao_blackwell needs a guide of named parts with a log_prob, made by jvi.guides.product or sequence; "
                 f"got {self.guide!r}. Without parts, use jvi.objectives.score."
             )
+        if self.num_samples > 1 and noises.are_joint(self.noise):
+            check_scored(bounds.elbo, self.control)
 
     def init(self, rng: PRNGKey, x: Data) -> Params:
         """Initial parameters; the control variate has its own for every part."""
@@ -124,5 +126,5 @@ def rao_blackwell(
     References:
       Ranganath, Gerrish and Blei (2014), Black Box Variational Inference.
     """
-    default = default_control(noise, num_samples, control)
-    return RaoBlackwell(model, guide, num_samples, default, noise)
+    control = default_control(gradients.score, num_samples, control)
+    return RaoBlackwell(model, guide, num_samples, control, noise)
