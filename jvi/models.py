@@ -13,7 +13,7 @@ from jvi import _distributions
 from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, Params, PRNGKey, PyTree, Scalar
 
-__all__ = ["Model", "Split", "WithPrior", "learned", "model", "split", "with_prior"]
+__all__ = ["Generative", "Model", "Split", "WithPrior", "generative", "learned", "model", "split", "with_prior"]
 
 
 @runtime_checkable
@@ -114,6 +114,48 @@ class WithPrior:
         return self.log_prior(params, z) + self.log_likelihood(params, x, z)
 
 
+@spec
+class Generative:
+    """A model that can be sampled as well as evaluated, its prior a distribution as in `WithPrior`. Made by `generative`."""
+
+    distribution: Callable[..., PyTree]
+    likelihood: Callable[..., Any]
+    initialize: Callable[[PRNGKey, Data], Params] | None = None
+
+    def init(self, rng: PRNGKey, x: Data) -> Params:
+        """Initial parameters; `()` if nothing is learned."""
+        return () if self.initialize is None else self.initialize(rng, x)
+
+    def sample(self, params: Params, rng: PRNGKey) -> tuple[Data, Latent]:
+        """One draw of (x, z)."""
+        of_z, of_x = jax.random.split(rng)
+        priors, tree = jax.tree.flatten(self.prior_distribution(params), is_leaf=_distributions.is_distribution)
+        keys = jax.random.split(of_z, len(priors))
+        with jax.numpy_rank_promotion("allow"):  # distrax and TFP rely on it
+            z = jax.tree.unflatten(tree, [one.sample(seed=key) for one, key in zip(priors, keys, strict=True)])
+            return self._of_data(params, z).sample(seed=of_x), z
+
+    def prior_distribution(self, params: Params) -> PyTree:
+        """p(z): a distribution, or a pytree of them, one for every latent."""
+        return _distributions.unjoined(self.distribution() if self.initialize is None else self.distribution(params))
+
+    def log_prior(self, params: Params, z: Latent) -> Scalar:
+        """log p(z), nats."""
+        return check_log_density(_distributions.log_prob(self.prior_distribution(params), z), "the log-prior")
+
+    def log_likelihood(self, params: Params, x: Data, z: Latent) -> Scalar:
+        """log p(x | z), nats."""
+        with jax.numpy_rank_promotion("allow"):
+            return check_log_density(self._of_data(params, z).log_prob(x), "the log-likelihood")
+
+    def log_joint(self, params: Params, x: Data, z: Latent) -> Scalar:
+        """log p(x, z), nats."""
+        return self.log_prior(params, z) + self.log_likelihood(params, x, z)
+
+    def _of_data(self, params: Params, z: Latent) -> Any:
+        return self.likelihood(z) if self.initialize is None else self.likelihood(params, z)
+
+
 def model(log_joint: Callable[[Data, Latent], Scalar]) -> Model:
     """A model with nothing to learn, from `log_joint(x, z) -> scalar`.
 
@@ -203,6 +245,31 @@ def with_prior(
         )
     init = None if init is None else _callable("init", init)
     return WithPrior(prior, _callable("log_likelihood", log_likelihood), init)
+
+
+def generative(
+    prior: Callable[..., PyTree], likelihood: Callable[..., Any], *, init: Callable[[PRNGKey, Data], Params] | None = None
+) -> Generative:
+    """A model from two distributions, which can be sampled: for `jvi.objectives.wake_sleep`, and to simulate data.
+
+    Args:
+      prior: `() -> distribution` of z, or `(params)` when `init` is given: as in `with_prior`.
+      likelihood: `(z) -> distribution` of x, or `(params, z)` when `init` is given: distrax or TFP, without batch shape.
+      init: `(rng, x) -> params` for a learned model.
+
+    Raises:
+      TypeError: if an argument is not a function.
+      ValueError: once traced, if a log-density is not one scalar, or the prior's event shape not that of its latent.
+
+    Example:
+      >>> import distrax, jax, jax.numpy as jnp, jvi
+      >>> model = jvi.models.generative(lambda: distrax.Normal(0.0, 1.0), lambda z: distrax.Normal(z, 1.0))
+      >>> x, z = model.sample((), jax.random.key(0))
+      >>> x.shape, round(float(model.log_joint((), jnp.array(2.0), jnp.array(1.0))), 3)  # -log(2 pi) - 1
+      ((), -2.838)
+    """
+    init = None if init is None else _callable("init", init)
+    return Generative(_callable("prior", prior), _callable("likelihood", likelihood), init)
 
 
 @spec

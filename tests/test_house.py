@@ -31,12 +31,12 @@ LAYERS = [
     {"gradients.reparameterized"},
     {"gradients.scored", "gradients.finite", "gradients.groups", "gradients.relaxed"},
     {"gradients"},
-    {"objectives._base", "objectives._terms", "objectives._told"},
+    {"objectives._base", "objectives._terms", "objectives._told", "objectives._particles", "objectives._steered"},
     {"objectives.monte_carlo", "objectives.disarm", "objectives.relax"},
-    {"objectives.analytic", "objectives.data"},
+    {"objectives.analytic", "objectives.data", "objectives._posterior_draws"},
     {"objectives.weighted"},
     {"objectives._parted", "objectives.scored", "objectives.rao_blackwell"},
-    {"objectives.grouped", "objectives.divergences", "objectives.thermodynamic"},
+    {"objectives.grouped", "objectives.divergences", "objectives.thermodynamic", "objectives.doubly", "objectives.reweighted"},
     {"objectives"},
     {"svi"},
     {"_feeds", "_loops"},
@@ -116,7 +116,7 @@ PUBLIC = sorted(
 WITHOUT_EXAMPLE = {"Aux", "Params", "Info", "State", "FitError", "NonFiniteError", "MonteCarlo", "PerExample", "Split", "Network"} | {
     "real", "positive", "negative", "interval", "lower_bounded", "upper_bounded", "unit_interval", "simplex", "ordered",
     "positive_ordered", "unit_vector", "cholesky_correlation", "cholesky_covariance", "Verdict", "Budget", "Stage", "Baseline",
-    "ActiveUnits", "GradientReport", "GradientRow",
+    "ActiveUnits", "GradientReport", "GradientRow", "Generative",
 }  # fmt: skip
 
 

@@ -10,10 +10,12 @@ from jvi.objectives.analytic import elbo_entropy, elbo_kl, free_bits
 from jvi.objectives.data import global_local, per_example, subsampled
 from jvi.objectives.disarm import disarm
 from jvi.objectives.divergences import cubo, f_divergence, tail_adaptive
+from jvi.objectives.doubly import dreg
 from jvi.objectives.grouped import miwae, piwae
 from jvi.objectives.monte_carlo import MonteCarlo
 from jvi.objectives.rao_blackwell import rao_blackwell
 from jvi.objectives.relax import rebar, relax
+from jvi.objectives.reweighted import forward_kl, wake_sleep
 from jvi.objectives.scored import enumerate_elbo, score, vimco
 from jvi.objectives.thermodynamic import covariance, tvo
 from jvi.objectives.weighted import elbo, iwae, renyi
@@ -26,11 +28,13 @@ __all__ = [
     "covariance",
     "cubo",
     "disarm",
+    "dreg",
     "elbo",
     "elbo_entropy",
     "elbo_kl",
     "enumerate_elbo",
     "f_divergence",
+    "forward_kl",
     "free_bits",
     "global_local",
     "iwae",
@@ -46,4 +50,5 @@ __all__ = [
     "tail_adaptive",
     "tvo",
     "vimco",
+    "wake_sleep",
 ]

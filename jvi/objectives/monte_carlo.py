@@ -17,6 +17,7 @@ from jvi.gradients._draw import Draw, draw
 from jvi.guides.functions import Guide
 from jvi.models import Model
 from jvi.objectives._base import Aux, Params, check_parts
+from jvi.objectives._particles import each_particle
 from jvi.objectives._terms import log_weight, terms_of
 
 _ENUMERATED = "gradients.enumerated is for the ELBO: for other bounds sum the latent out inside the log-joint."
@@ -113,12 +114,7 @@ class MonteCarlo:
         return self._particles(lambda key: self._terms(params, key, x)[0], rng)
 
     def _particles(self, one: Callable[[PRNGKey], Any], rng: PRNGKey) -> Any:
-        if self.num_samples == 1:
-            return jax.tree.map(lambda value: value[None], one(rng))
-        keys = self.noise(rng, self.num_samples)
-        if self.chunk_size is None or self.chunk_size >= self.num_samples:
-            return jax.vmap(one)(keys)
-        return jax.lax.map(jax.checkpoint(one), keys, batch_size=self.chunk_size)
+        return each_particle(one, rng, self.num_samples, self.noise, self.chunk_size)
 
     def _terms(self, params: Params, rng: PRNGKey, x: Data) -> tuple[dict[str, Array], Draw]:
         found = draw(self.gradient, self.guide, params.guide, rng, x)
