@@ -12,7 +12,7 @@ from typing import Any
 
 import jvi
 
-EXAMPLES = ("eight_schools", "logistic_regression", "digits_vae")
+EXAMPLES = ("eight_schools", "logistic_regression", "digits_vae", "discrete_vae")
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "distrax", "tfp-nightly", "chex", "orbax-checkpoint", "numpy")
 
 
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0 if all went well, 1 if it failed, 2 for wrong usage, 3 for an untrusted posterior."""
     parser = argparse.ArgumentParser(prog="python -m jvi", description="Variational inference in JAX, as pure functions.")
     commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser("demo", help="fit three models on real data and draw their posteriors")
+    demo = commands.add_parser("demo", help="fit four models on real data and draw what they find")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the pictures (default: demo)")
     demo.add_argument("--only", choices=EXAMPLES, action="append", help="run this example only; may be repeated")
     demo.set_defaults(run=_demo)

@@ -40,7 +40,9 @@ def logits_of(guide: Any, params: Params, x: Data) -> Logits:
     Raises:
       TypeError: if the guide's distribution is not made of Bernoulli and OneHotCategorical ones.
     """
-    return _distributions.logits_of(guide.distribution(params, x))
+    distribution = guide.distribution(params, x)
+    with jax.numpy_rank_promotion("allow"):  # distrax and TFP rely on it
+        return _distributions.logits_of(distribution)
 
 
 def scores(logits: Array, one_hot: bool, rng: PRNGKey) -> Array:

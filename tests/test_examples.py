@@ -66,6 +66,14 @@ def test_digits_vae(tmp_path, relaxed):
     assert pictures(tmp_path) == {"digits_vae.png"}
 
 
+def test_discrete_vae(tmp_path, relaxed):
+    bounds = load("discrete_vae").main(tmp_path, relaxed, num_steps=300)
+    values = [bounds[k].value for k in (1, 50, 500)]
+    assert values == sorted(values)
+    assert -28 < values[-1] < -15
+    assert pictures(tmp_path) == {"discrete_vae.png"}
+
+
 @pytest.mark.quick
 def test_examples_are_short():
     for name in EXAMPLES:

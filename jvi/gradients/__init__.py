@@ -1,7 +1,7 @@
 """Gradient estimators: how one particle and its log q(z | x) depend on the guide's parameters.
 
-Each is called as `(guide, params, rng, x) -> (z, log_q)`. The values are the same for all; what differs is the path that `jax.grad`
-takes through them.
+Each is called as `(guide, params, rng, x) -> (z, log_q)`. The values are the same for all but `concrete`, which relaxes the latent;
+what differs is the path that `jax.grad` takes through them.
 """
 
 from __future__ import annotations

@@ -199,7 +199,3 @@ def refuse_stl(name: str, gradient: Any, num_samples: int) -> None:
             f"gradients.stl is biased for {name} with num_samples={num_samples}: its weights depend on the parameters that it "
             "holds fixed. Use jvi.objectives.dreg, gradients.pathwise, or jvi.elbo with gradients.stl."
         )
-    if getattr(gradient, "elbo_only", False) and num_samples != 1:
-        raise ValueError(
-            f"{gradient!r} is for the ELBO, and not for {name} with num_samples={num_samples}. Use jvi.objectives.vimco, or jvi.elbo."
-        )
