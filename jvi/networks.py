@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen
 import jax
@@ -12,7 +12,19 @@ from jvi import _tree
 from jvi._spec import Recipe, spec
 from jvi._typing import Params, PRNGKey, PyTree
 
-__all__ = ["Network", "network"]
+__all__ = ["Network", "Variables", "network"]
+
+
+class Variables(NamedTuple):
+    """Parameters of a network that also keeps state, such as the running statistics of BatchNorm.
+
+    Attributes:
+      params: what an optimizer changes.
+      state: collections by name, which only training passes change; no gradient flows into them.
+    """
+
+    params: Params
+    state: PyTree
 
 
 @spec
@@ -20,27 +32,51 @@ class Network:
     """A network as a pure pair: `init(rng, *inputs) -> params` and `apply(params, *inputs) -> output`. Made by `network`."""
 
     source: Any  # a Linen module, or the recipe of an NNX module
+    training: Any = None  # the same Linen module as it is trained, with dropout, or with a batch's own statistics
 
     def init(self, rng: PRNGKey, *inputs: Any) -> Params:
-        """Draw the initial parameters for inputs of these shapes.
+        """Draw the initial parameters for inputs of these shapes; `Variables` if the network keeps state.
 
         Raises:
-          TypeError: if the network keeps other state than parameters (batch statistics, dropout keys).
+          TypeError: if a network that was given no `training` keeps other state than parameters (batch statistics, dropout keys).
         """
         if isinstance(self.source, flax.linen.Module):
-            variables = self.source.init(rng, *inputs)
-            _refuse_state(self.source, [name for name in variables if name != "params"])
-            return variables.get("params", {})
+            variables = dict(self.source.init(rng, *inputs))
+            params = variables.pop("params", {})
+            if self.training is None:
+                _refuse_state(self.source, list(variables))
+            return Variables(params, variables) if variables else params
         from flax import nnx
 
         parts = nnx.split(_build(self.source, rng), nnx.Param, ...)
         _refuse_state(self.source.function, [name for name, _ in _tree.named_leaves(parts[2])])
         return nnx.to_pure_dict(parts[1])
 
+    def train(self, params: Params, rng: PRNGKey, *inputs: Any) -> tuple[PyTree, Params]:
+        """The output in training, and the parameters with the state as of the next step.
+
+        Args:
+          params: as from `init`.
+          rng: key of what is drawn, Linen's "dropout".
+          inputs: as of `apply`.
+
+        Raises:
+          ValueError: if the network was given no `training`.
+        """
+        if self.training is None:
+            raise ValueError(
+                "the network has no training mode: make it with network(Encoder(), training=Encoder(training=True))."
+            )
+        own, state = _parts(params)
+        output, new = self.training.apply({"params": own, **state}, *inputs, rngs={"dropout": rng}, mutable=list(state))
+        new = jax.lax.stop_gradient(dict(new))
+        return output, params._replace(state=new) if isinstance(params, Variables) else params
+
     def apply(self, params: Params, *inputs: Any) -> PyTree:
-        """The network's output."""
+        """The network's output; of one with a training mode, that outside of training."""
         if isinstance(self.source, flax.linen.Module):
-            return self.source.apply({"params": params}, *inputs)
+            own, state = _parts(params)
+            return self.source.apply({"params": own, **state}, *inputs)
         from flax import nnx
 
         graphdef, state = _nnx_structure(self.source)
@@ -48,12 +84,14 @@ class Network:
         return nnx.merge(graphdef, state)(*inputs)
 
 
-def network(source: Any, *args: Any, **kwargs: Any) -> Network:
+def network(source: Any, *args: Any, training: Any = None, **kwargs: Any) -> Network:
     """Make a network spec of a Flax module.
 
     Args:
       source: a Linen module (`Encoder(64)`); or, for NNX, whose modules hold their own arrays, what builds one: a module
         class or a function that takes `rngs` as a keyword, with its other arguments in `args` and `kwargs`.
+      training: for dropout and BatchNorm, the Linen module as it is to be trained; `source` is then the module as it is used
+        afterwards, with no dropout and running averages. The two differ in a field. `jvi.objectives.training` makes the difference.
 
     Raises:
       TypeError: for an NNX module that is built already, or what is no network.
@@ -71,6 +109,12 @@ def network(source: Any, *args: Any, **kwargs: Any) -> Network:
     """
     if isinstance(source, Network):
         return source
+    if training is not None:
+        if not isinstance(source, flax.linen.Module) or type(training) is not type(source):
+            raise TypeError(
+                f"training must be a Linen module of the kind of source, {type(source).__name__}; got {training!r}."
+            )
+        return Network(source, training)
     if isinstance(source, flax.linen.Module):
         return Network(source)
     if callable(source) and not _is_nnx_module(source):
@@ -105,9 +149,16 @@ def _is_nnx_module(source: Any) -> bool:
     return isinstance(source, nnx.Module)
 
 
+def _parts(params: Params) -> tuple[Params, PyTree]:
+    if isinstance(params, Variables):
+        return params.params, jax.lax.stop_gradient(params.state)
+    return params, {}
+
+
 def _refuse_state(source: Any, names: list[str]) -> None:
     if names:
         raise TypeError(
             f"the network {source} keeps state other than parameters ({', '.join(names)}); jvi takes networks that are "
-            "functions of their parameters and inputs. Use LayerNorm or GroupNorm in place of BatchNorm, and no dropout."
+            "functions of their parameters and inputs. Use LayerNorm or GroupNorm in place of BatchNorm, and no dropout; or, with "
+            "Linen, network(Encoder(), training=Encoder(training=True)) and jvi.objectives.training."
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jvi._spec import spec
-from jvi._typing import Data, Params, PRNGKey, PyTree
+from jvi._typing import Data, Latent, Params, PRNGKey, PyTree, Scalar
 from jvi.guides.functions import Guide, from_distribution
 from jvi.networks import Network, network
 from jvi.spaces import Space
@@ -29,6 +29,43 @@ class _Output:
 
     def __call__(self, params: Params, x: Data) -> Any:
         return self.dist(self.net.apply(params, x if self.inputs is None else self.inputs(x)))
+
+    def train(self, params: Params, rng: PRNGKey, x: Data) -> tuple[Any, Params]:
+        output, params = self.net.train(params, rng, x if self.inputs is None else self.inputs(x))
+        return self.dist(output), params
+
+
+@spec
+class Amortized:
+    """An amortized guide whose network is another in training. Made by `conditional`."""
+
+    guide: Any
+    output: _Output
+
+    @property
+    def space(self) -> Space | None:
+        """What draws are checked against."""
+        return self.guide.space
+
+    def init(self, rng: PRNGKey, x: Data) -> Params:
+        """Initial parameters."""
+        return self.guide.init(rng, x)
+
+    def distribution(self, params: Params, x: Data) -> Any:
+        """q(z | x), outside of training."""
+        return self.guide.distribution(params, x)
+
+    def sample_and_log_prob(self, params: Params, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
+        """One draw and its log-density, outside of training."""
+        return self.guide.sample_and_log_prob(params, rng, x)
+
+    def log_prob(self, params: Params, x: Data, z: Latent) -> Scalar:
+        """The log-density of `z` outside of training, nats."""
+        return self.guide.log_prob(params, x, z)
+
+    def train(self, params: Params, rng: PRNGKey, x: Data) -> tuple[Any, Params]:
+        """q(z | x) in training, and the parameters with the state as of the next step."""
+        return self.output.train(params, rng, x)
 
 
 def conditional(
@@ -64,4 +101,6 @@ def conditional(
       Kingma and Welling (2014), Auto-Encoding Variational Bayes.
     """
     net = network(encoder)
-    return from_distribution(_Init(net, inputs), _Output(net, inputs, dist), space=space)
+    output = _Output(net, inputs, dist)
+    guide = from_distribution(_Init(net, inputs), output, space=space)
+    return guide if net.training is None else Amortized(guide, output)

@@ -48,7 +48,7 @@ class _Distribution:
     def sample_and_log_prob(self, params: Params, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
         distribution = self.dist(params, x)
         with jax.numpy_rank_promotion("allow"):
-            return _draw(distribution, rng, self.space)
+            return checked_draw(distribution, rng, self.space)
 
     def support(self, params: Params, x: Data) -> Latent:
         with jax.numpy_rank_promotion("allow"):
@@ -147,7 +147,8 @@ def from_functions(
     return sampler if log_prob is None else _Functions(sampler, log_prob)
 
 
-def _draw(distribution: Any, rng: PRNGKey, space: Space | None) -> tuple[Latent, Scalar]:
+def checked_draw(distribution: Any, rng: PRNGKey, space: Space | None) -> tuple[Latent, Scalar]:
+    """One draw of a distribution and its log-density, of the right shapes."""
     if hasattr(distribution, "sample_and_log_prob"):
         z, log_q = distribution.sample_and_log_prob(seed=rng)
     elif hasattr(distribution, "experimental_sample_and_log_prob"):

@@ -17,7 +17,11 @@ from jvi.objectives.rao_blackwell import rao_blackwell
 from jvi.objectives.relax import rebar, relax
 from jvi.objectives.reweighted import forward_kl, wake_sleep
 from jvi.objectives.scored import enumerate_elbo, score, vimco
+<<<<<<< HEAD
 from jvi.objectives.thermodynamic import covariance, tvo
+=======
+from jvi.objectives.training import training
+>>>>>>> c331dea (Train networks with dropout and running statistics)
 from jvi.objectives.weighted import elbo, iwae, renyi
 
 __all__ = [
@@ -47,8 +51,12 @@ __all__ = [
     "renyi",
     "score",
     "subsampled",
+<<<<<<< HEAD
     "tail_adaptive",
     "tvo",
+=======
+    "training",
+>>>>>>> c331dea (Train networks with dropout and running statistics)
     "vimco",
     "wake_sleep",
 ]

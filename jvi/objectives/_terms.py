@@ -10,7 +10,7 @@ from jvi._typing import Array, Data, Latent, Params, PRNGKey, Scalar
 from jvi._vectors import vector_first
 from jvi.models import check_log_density
 
-_MODEL = 0xFFFFFFFF  # folded into a particle's key for a model that draws
+MODEL = 0xFFFFFFFF  # folded into a particle's key for a model that draws
 
 
 def terms_of(model: Any, params: Params, rng: PRNGKey, x: Data, z: Latent, *, batched: bool = True) -> dict[str, Array]:
@@ -18,7 +18,7 @@ def terms_of(model: Any, params: Params, rng: PRNGKey, x: Data, z: Latent, *, ba
     split = hasattr(model, "log_prior")
     density = model.log_likelihood if split else model.log_joint
     if getattr(model, "draws", False):
-        value = density(params, x, z, jax.random.fold_in(rng, _MODEL))
+        value = density(params, x, z, jax.random.fold_in(rng, MODEL))
     else:
         value = (vector_first(density) if batched else density)(params, x, z)
     return {"log prior": model.log_prior(params, z), "log likelihood": value} if split else {"log joint": value}

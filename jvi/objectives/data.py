@@ -266,7 +266,7 @@ def global_local(outer: MonteCarlo, inner: Any, *, num_data: int) -> GlobalLocal
 def _averaged(objective: Any, params: Any, keys: PRNGKey, x: Data, beta: Any, axes: Any = 0) -> tuple[Scalar, Aux]:
     """The mean of an objective over examples; what it combines of their means is combined once."""
     whole = getattr(objective, "parts", objective)
-    found, aux = jax.vmap(lambda key, one: whole(params, key, one, beta=beta), in_axes=(0, axes))(keys, x)
+    found, aux = jax.vmap(lambda key, one: whole(params, key, one, beta=beta), (0, axes), axis_name="examples")(keys, x)
     value = objective.combine(_mean(found), beta) if hasattr(objective, "parts") else jnp.mean(found)
     return value, aux._replace(updates=_mean(aux.updates), elbo=_mean(aux.elbo), kl=_mean(aux.kl))
 
