@@ -54,15 +54,17 @@ class Bent:
     Attributes:
       base: the affine frame.
       order: which of its coordinates comes k-th [D].
+      params: all that follows, as `unpack` takes it apart.
       shift, log_scale, skew, log_tail: [D].
-      mix, spread, bend, level: strictly lower triangular [D, D]; all but the first have only a few first columns.
+      mix: strictly lower triangular [D, D].
+      spread, bend, level: the same, of which there are only a few first columns [D, min(D, LEADERS)].
 
     References:
       Jones and Pewsey (2009), Sinh-arcsinh Distributions.
     """
 
     def __init__(self, base: Affine, order: np.ndarray, params: np.ndarray) -> None:
-        self.base, self.order = base, order
+        self.base, self.order, self.params = base, order, params
         self.shift, self.log_scale, self.skew, self.log_tail, *matrices = unpack(params, len(order))
         self.mix, self.spread, self.bend, self.level = matrices
 
@@ -76,9 +78,9 @@ class Bent:
         e = self.base.into(u)[:, self.order]
         v = np.zeros_like(e)
         for k in range(e.shape[1]):
-            before = v[:, :k]
-            centre = self.shift[k] + before @ self.mix[k, :k] + (before**2 - 1.0) @ self.bend[k, :k]
-            log_scale = self.log_scale[k] + before @ self.spread[k, :k] + rounded(before) @ self.level[k, :k]
+            led = v[:, :LEADERS]  # the matrices are zero where v is not there yet
+            centre = self.shift[k] + v[:, :k] @ self.mix[k, :k] + (led**2 - 1.0) @ self.bend[k]
+            log_scale = self.log_scale[k] + led @ self.spread[k] + rounded(led) @ self.level[k]
             t = np.arcsinh((e[:, k] - centre) * np.exp(-_clip(log_scale)))
             v[:, k] = np.sinh(t * np.exp(-self.log_tail[k]) - self.skew[k])
         return v
@@ -94,17 +96,19 @@ class Bent:
         scale, t = self.parts(v)
         stretch = (g * scale * np.sinh(t) + 1.0) * (np.abs(self._log_scale(v)) < _MOST)
         own = (g * scale * np.cosh(t) + np.tanh(t)) * np.exp(self.log_tail) / np.sqrt(1.0 + v**2) - v / (1.0 + v**2)
-        return own + g @ self.mix + stretch @ self.spread + 2.0 * (v * (g @ self.bend) + _near(v) * (stretch @ self.level))
+        led, out = v[:, :LEADERS], own + g @ self.mix
+        out[:, :LEADERS] += stretch @ self.spread + 2.0 * (led * (g @ self.bend) + _near(led) * (stretch @ self.level))
+        return out
 
     def parts(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """scale_k and tail_k (arsinh v_k + skew_k), [S, D] each."""
         return np.exp(_clip(self._log_scale(v))), np.exp(self.log_tail) * (np.arcsinh(v) + self.skew)
 
     def _centre(self, v: np.ndarray) -> np.ndarray:
-        return self.shift + v @ self.mix.T + (v**2 - 1.0) @ self.bend.T
+        return self.shift + v @ self.mix.T + (v[:, :LEADERS] ** 2 - 1.0) @ self.bend.T
 
     def _log_scale(self, v: np.ndarray) -> np.ndarray:
-        return self.log_scale + v @ self.spread.T + rounded(v) @ self.level.T
+        return self.log_scale + v[:, :LEADERS] @ self.spread.T + rounded(v[:, :LEADERS]) @ self.level.T
 
     def _straight(self, e: np.ndarray) -> np.ndarray:
         out = np.empty_like(e)
@@ -137,8 +141,9 @@ def unpack(params: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
     """The parts of a bent frame's parameters: shift, log_scale, skew, log_tail, and the free entries of mix, spread, bend and level."""
     below, led = entries(size)
     parts, at = list(params[: 4 * size].reshape(4, size)), 4 * size
-    for where in (below, led, led, led):
-        matrix = np.zeros((size, size))
+    few = min(size, LEADERS)
+    for where, width in ((below, size), (led, few), (led, few), (led, few)):
+        matrix = np.zeros((size, width))
         matrix[where] = params[at : at + len(where[0])]
         parts.append(matrix)
         at += len(where[0])

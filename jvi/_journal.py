@@ -76,34 +76,33 @@ class Journal:
 
     def bridged(self, first: Bridge, last: Bridge, frame: Affine | Bent) -> Posterior:
         """The posterior of the particles of two bridges, or of one that is both."""
-        names, size = self._density.target.space.names, self._density.target.space.size
-        reasons, advice = list(self.doubts), list(self.doubts.values())
-        generations = min(len(first.v), len(last.v))  # fewer of one that the budget ended
-        both = (first, last) if last is not first else (first,)
-        every = np.concatenate([one.v[-generations:] for one in both], 1)
-        a, b = (one.v.reshape(-1, size) for one in (first, last))
-        ess = float(np.min(grouped_ess(every)))
-        gap = float(max(np.max(np.abs(a.mean(0) - b.mean(0)) / b.std(0)), np.max(np.abs(np.log(a.std(0) / b.std(0))))))
-        evidence_gap, error = abs(first.log_evidence - last.log_evidence), np.hypot(first.log_evidence_se, last.log_evidence_se)
-        if gap > 0.4 * AGREE + 2.0 * np.sqrt(1.0 / ess):  # a false alarm is the lesser fault
+        every, ess = _pooled(first, last)
+        gap, evidence_gap, error = _gap(first, last, frame), *_evidence_gap(first, last)
+        reasons = [*self.doubts, *self.apart(first, last, frame)]
+        advice = [*self.doubts.values(), *([_HARD] if reasons else [])]
+        report = self._report(
+            reasons, advice, f"two tempered bridges, well mixed, agree to {gap:.2f} sd and {evidence_gap:.2f} nats",
+            "tempered bridges with Hamiltonian moves", log_evidence=0.5 * (first.log_evidence + last.log_evidence),
+            log_evidence_se=0.5 * error, ess=ess, num_draws=every.shape[0] * every.shape[1], bridge_gap=gap,
+        )  # fmt: skip
+        v = every.reshape(-1, every.shape[-1])
+        log_w = np.full(len(v), -np.log(len(v)))
+        return posterior_of(self._density, self.gaussian.loc, self.gaussian.chol, report, frame.out(v), log_w, len(every))
+
+    def apart(self, first: Bridge, last: Bridge, frame: Affine | Bent) -> list[str]:
+        """What speaks against two bridges, if anything; a false alarm is the lesser fault."""
+        (_, ess), reasons = _pooled(first, last), []
+        gap, evidence_gap, error = _gap(first, last, frame), *_evidence_gap(first, last)
+        if gap > 0.4 * AGREE + 2.0 * np.sqrt(1.0 / ess):
             reasons.append(f"two bridges differ by {gap:.2f} sd")
         if evidence_gap > 0.1 + 3.0 * error:
             reasons.append(f"the log evidences of two bridges differ by {evidence_gap:.2f} nats")
         if min(first.mixing, last.mixing) < MIXED:
-            worst = names[min(first, last, key=lambda one: one.mixing).slowest]
+            worst = self._density.target.space.names[min(first, last, key=lambda one: one.mixing).slowest]
             reasons.append(f"Hamiltonian moves have not carried {worst} through its range")
         if ess < ESS:
             reasons.append(f"only {ess:.0f} effective draws")
-        if reasons:
-            advice.append(_HARD)
-        report = self._report(
-            reasons, advice, f"two tempered bridges, well mixed, agree to {gap:.2f} sd and {evidence_gap:.2f} nats",
-            "tempered bridges with Hamiltonian moves", log_evidence=0.5 * (first.log_evidence + last.log_evidence),
-            log_evidence_se=float(0.5 * error), ess=ess, num_draws=every.shape[0] * every.shape[1], bridge_gap=gap,
-        )  # fmt: skip
-        v = every.reshape(-1, size)
-        log_w = np.full(len(v), -np.log(len(v)))
-        return posterior_of(self._density, self.gaussian.loc, self.gaussian.chol, report, frame.out(v), log_w, generations)
+        return reasons
 
     def _report(self, reasons: list[str], advice: list[str], passed: str, method: str, **values: Any) -> Report:
         return Report(
@@ -113,3 +112,22 @@ class Journal:
             num_grads=self._density.num_grads, num_densities=self._density.num_values,
             seconds=perf_counter() - self._began, stages=tuple(self.stages), **values,
         )  # fmt: skip
+
+
+def _pooled(first: Bridge, last: Bridge) -> tuple[np.ndarray, float]:
+    """The particles of two bridges, or of one that is both, [G, N, D], and how many independent draws they are worth."""
+    generations = min(len(first.v), len(last.v))  # fewer of one that the budget ended
+    every = np.concatenate([one.v[-generations:] for one in ((first, last) if last is not first else (first,))], 1)
+    return every, float(np.min(grouped_ess(every)))
+
+
+def _gap(first: Bridge, last: Bridge, frame: Affine | Bent) -> float:
+    """The largest difference of a mean, in sds, or of the log of an sd, of what is in the frame or comes out of it."""
+    a, b = (one.v.reshape(-1, one.v.shape[-1]) for one in (first, last))
+    a, b = (np.concatenate([v, frame.out(v)], 1) for v in (a, b))  # a frame can make tails light that are heavy
+    return float(max(np.max(np.abs(a.mean(0) - b.mean(0)) / b.std(0)), np.max(np.abs(np.log(a.std(0) / b.std(0))))))
+
+
+def _evidence_gap(first: Bridge, last: Bridge) -> tuple[float, float]:
+    """How far the log evidences of two bridges lie apart, nats, and the standard error of that."""
+    return abs(first.log_evidence - last.log_evidence), float(np.hypot(first.log_evidence_se, last.log_evidence_se))

@@ -14,10 +14,11 @@ from jvi._progress import Stages
 from jvi._proposals import drift, enriched, proposal
 from jvi._targets import BudgetSpentError, Density
 from jvi._typing import Estimate
+from jvi.gaussian_fits._bends import bent, unbent
 from jvi.gaussian_fits._climb import LOG_2PI, Climb, Gaussian, climb
 from jvi.gaussian_fits._draws import whitened
 from jvi.gaussian_fits._optima import MASS, distinct, others
-from jvi.gaussian_fits._saa import bent, diagonal, full_rank
+from jvi.gaussian_fits._saa import diagonal, full_rank
 from jvi.gaussian_fits._weigh import DRAWS, KHAT, Weighed, weigh
 from jvi.posterior import Posterior
 
@@ -31,6 +32,7 @@ _LARGE_STEPS = 4  # of Newton's method in more coordinates than that, each a gra
 _BEND = 128  # coordinates up to which frames bend
 _UNBOUNDED = 1e50  # nats, where an ascent is taken to have no end
 _MORE = 40_000  # draws of a proposal, where 10,000 are worth too few
+_LONGER = 4  # times the moves of the bridge before
 _LAST = 2_000  # draws of what the budget left unfinished
 
 
@@ -67,7 +69,7 @@ class Run:
                 mixture = proposal(self.frame, self.fits[:1])
                 best = self.weigh(mixture, _LAST), mixture
             if self.bridges:
-                return self.journal.bridged(self.bridges[0], self.bridges[-1], self.frame)
+                return self.journal.bridged(self.bridges[-2:][0], self.bridges[-1], self.frame)
             return self.journal.weighted(*best, drift=0.0)
 
     def search(self) -> Posterior:
@@ -215,10 +217,11 @@ class Run:
         if self.size > _BEND:
             return None
         self.journal.begin("bend")
-        draws = whitened(self.rng, max(2_048, 16 * self.size), self.size)
-        orders, num_steps = ((False, True), 150) if self.size <= 50 else ((False,), 60)
-        tries = [bent(self.density, self.journal.gaussian, draws, led=led, num_steps=num_steps) for led in orders]
-        frame, elbo = max(tries, key=lambda found: found[1])
+        few = whitened(self.rng, 2_048, self.size)
+        tries = [bent(self.density, start, few, num_steps=20) for start in unbent(self.density, self.journal.gaussian, few)]
+        draws = whitened(self.rng, max(2_048, 64 * self.size), self.size)
+        start = max(tries, key=lambda found: found[1])[0]
+        frame, elbo = bent(self.density, start, draws, num_steps=150 if self.size <= 50 else 60)
         fresh, gain = self.fresh_elbo(frame), elbo - self.journal.elbo.value
         mixture = None
         if gain > 0.05 + 2.0 * self.journal.elbo.standard_error:
@@ -264,17 +267,27 @@ class Run:
         return shift
 
     def bridge(self, mixture: Mixture) -> Posterior:
-        for keep in (0.5, 0.8):
+        """Two tempered bridges; where they leave a doubt, more of them with ever more moves, while there is time: the last two tell."""
+        moves, keep, took = 4, 0.5, 0.0
+        while len(self.bridges) < 2 or (self.wanting() and self.left() > _LONGER * took):
             self.journal.begin("bridge")
-            # What has not settled after the first one's moves differs after the second one's.
-            moves = max(16, self.bridges[0].moves) if self.bridges else 4
             one = bridge(self.score, mixture, self.rng, keep=keep, num_particles=_PARTICLES, moves_between=moves)
             self.bridges.append(one)
             self.journal.end(
                 f"{one.num_temperatures} temperatures, {one.accept:.0%} accepted, log evidence {one.log_evidence:.2f}, mixing "
                 f"{one.mixing:.1f} with {one.moves} moves"
             )
-        return self.journal.bridged(self.bridges[0], self.bridges[-1], self.frame)
+            took = self.journal.stages[-1].seconds
+            # What has not settled after one's moves differs after the next one's.
+            moves, keep = max(_LONGER * moves, one.moves), 0.8
+        return self.journal.bridged(*self.bridges[-2:], self.frame)
+
+    def left(self) -> float:
+        """Seconds, by the scarcer of time and gradients."""
+        spent = perf_counter() - self.began
+        return min(
+            self.density.deadline - self.began - spent, spent * (self.density.most_grads / max(self.density.num_grads, 1) - 1.0)
+        )
 
     def score(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The target and its gradient in the frame."""

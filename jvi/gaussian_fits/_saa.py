@@ -7,10 +7,9 @@ from typing import Protocol, Self, TypeVar
 
 import numpy as np
 
-from jvi._frames import Affine, Bent, entries, rounded
 from jvi._targets import Density
 from jvi._typing import PyTree
-from jvi.gaussian_fits._climb import LOG_2PI, Gaussian, entropy
+from jvi.gaussian_fits._climb import Gaussian, entropy
 from jvi.gaussian_fits._triangular import Triangular
 from jvi.guides.functions import Guide
 from jvi.spaces import Space
@@ -122,54 +121,6 @@ def diagonal(density: Density, start: Gaussian, draws: np.ndarray, *, num_steps:
         return start
     ratio = np.exp(np.clip(params[size:], -50.0, 50.0))
     return Gaussian(start.loc + start.chol @ params[:size], start.chol * ratio, -best)
-
-
-def bent(density: Density, base: Affine, draws: np.ndarray, *, led: bool = False, num_steps: int = 150) -> tuple[Bent, float]:
-    """The bent frame over `base` of largest sample-average ELBO, with that ELBO.
-
-    Coordinates that change the scale of others come first; how much one does is read off the gradients at `draws`: of a Gaussian
-    target, v_k times the gradient by v_k has no trend in any v_j.
-
-    Args:
-      density: the target.
-      base: a frame in which the target is about N(0, I).
-      draws: standard normal [N, D]; held fixed.
-      led: put first those whose scale others change: a curved ridge looks like that from where it bends.
-      num_steps: of L-BFGS, at most.
-    """
-    count, size = draws.shape
-    _, grads = density.grads(base.out(draws))
-    product = base.pull(draws, grads) * draws
-    strength = np.abs(np.corrcoef(product.T, draws.T)[:size, size:])  # [k, j]
-    np.fill_diagonal(strength, 0.0)
-    order = np.argsort(-np.nan_to_num(strength).sum(1 if led else 0), kind="stable")
-    below, few = entries(size)
-
-    def loss(params: np.ndarray) -> tuple[float, np.ndarray]:
-        frame = Bent(base, order, params)
-        values, grads = density.grads(frame.out(draws))
-        if not np.isfinite(values).all():
-            return 1e300, np.zeros_like(params)
-        g = base.pull(draws, grads)[:, order]
-        scale, t = frame.parts(draws)
-        stretch = g * scale * np.sinh(t) + 1.0
-        own = g * scale * np.cosh(t) + np.tanh(t)
-        pairs = (g, draws), (stretch, draws), (g, draws**2 - 1.0), (stretch, rounded(draws))
-        matrices = [(left.T @ right / count)[where] for (left, right), where in zip(pairs, (below, few, few, few), strict=True)]
-        each = g.mean(0), stretch.mean(0), np.mean(own, 0) * np.exp(frame.log_tail), np.mean(own * t, 0) + 1.0
-        slope = np.concatenate([*each, *matrices])
-        return -(np.mean(values + frame.log_det(draws)) + 0.5 * size * (1.0 + LOG_2PI)), -slope
-
-    params = np.zeros(4 * size + len(below[0]) + 3 * len(few[0]))
-    most = np.full(len(params), np.inf)
-    most[2 * size : 4 * size] = np.repeat(
-        [2.0, 1.0], size
-    )  # skew and log_tail: what they can make of a normal draw stays finite
-    options = {"maxcor": 20, "ftol": 1e-8, "gtol": 1e-4, "maxfun": num_steps, "maxiter": num_steps}
-    from scipy.optimize import minimize  # a tenth of a second, which importing jvi need not take
-
-    result = minimize(loss, params, jac=True, method="L-BFGS-B", bounds=np.stack([-most, most], 1), options=options)
-    return Bent(base, order, result.x), -float(result.fun)
 
 
 def _descended(loss: Callable[[np.ndarray], tuple[float, np.ndarray]], size: int, num_steps: int) -> tuple[np.ndarray, float]:
