@@ -32,7 +32,6 @@ _LARGE_STEPS = 4  # of Newton's method in more coordinates than that, each a gra
 _BEND = 128  # coordinates up to which frames bend
 _UNBOUNDED = 1e50  # nats, where an ascent is taken to have no end
 _MORE = 40_000  # draws of a proposal, where 10,000 are worth too few
-_LONGER = 4  # times the moves of the bridge before
 _LAST = 2_000  # draws of what the budget left unfinished
 
 
@@ -268,8 +267,8 @@ class Run:
 
     def bridge(self, mixture: Mixture) -> Posterior:
         """Two tempered bridges; where they leave a doubt, more of them with ever more moves, while there is time: the last two tell."""
-        moves, keep, took = 4, 0.5, 0.0
-        while len(self.bridges) < 2 or (self.wanting() and self.left() > _LONGER * took):
+        moves, keep, longer = 4, 0.5, 4.0
+        while len(self.bridges) < 2 or (longer >= 2.0 and self.wanting()):
             self.journal.begin("bridge")
             one = bridge(self.score, mixture, self.rng, keep=keep, num_particles=_PARTICLES, moves_between=moves)
             self.bridges.append(one)
@@ -277,10 +276,15 @@ class Run:
                 f"{one.num_temperatures} temperatures, {one.accept:.0%} accepted, log evidence {one.log_evidence:.2f}, mixing "
                 f"{one.mixing:.1f} with {one.moves} moves"
             )
-            took = self.journal.stages[-1].seconds
+            if len(self.bridges) > 1:
+                longer = min(4.0, 0.8 * self.left() / self.journal.stages[-1].seconds)
             # What has not settled after one's moves differs after the next one's.
-            moves, keep = max(_LONGER * moves, one.moves), 0.8
-        return self.journal.bridged(*self.bridges[-2:], self.frame)
+            moves, keep = max(int(longer * moves), one.moves), 0.8
+        return self.journal.bridged(self.bridges[-2], self.bridges[-1], self.frame)
+
+    def wanting(self) -> bool:
+        """Whether the last two bridges leave a doubt, and there is none that no bridge could dispel."""
+        return not self.journal.doubts and bool(self.journal.apart(self.bridges[-2], self.bridges[-1], self.frame))
 
     def left(self) -> float:
         """Seconds, by the scarcer of time and gradients."""

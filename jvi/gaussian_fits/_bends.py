@@ -26,11 +26,12 @@ def unbent(density: Density, base: Affine, draws: np.ndarray) -> list[Bent]:
     """
     size = draws.shape[1]
     _, grads = density.grads(base.out(draws))
-    strength = np.abs(np.corrcoef((base.pull(draws, grads) * draws).T, draws.T)[:size, size:])  # [k, j]
+    strength = np.nan_to_num(np.abs(np.corrcoef((base.pull(draws, grads) * draws).T, draws.T)[:size, size:]))  # [k, j]
     np.fill_diagonal(strength, 0.0)
-    orders = [np.argsort(-np.nan_to_num(strength).sum(axis), kind="stable") for axis in (0, 1)]
-    carried = [Bent(base, order, np.zeros(_count(size))) for order in orders]
-    return carried + [_following(base, order) for order in orders]
+    sets, is_set = strength.sum(0), strength.sum(1)
+    first, free, led = (np.argsort(-merit, kind="stable") for merit in (sets, np.sum(strength.T**2 - strength**2, 1), is_set))
+    carried = [Bent(base, order, np.zeros(_count(size))) for order in (free, led)]
+    return carried + [_following(base, order) for order in (first, free)]
 
 
 def bent(density: Density, start: Bent, draws: np.ndarray, *, num_steps: int) -> tuple[Bent, float]:
