@@ -122,9 +122,8 @@ def _pooled(first: Bridge, last: Bridge) -> tuple[np.ndarray, float]:
 
 
 def _gap(first: Bridge, last: Bridge, frame: Affine | Bent) -> float:
-    """The largest difference of a mean, in sds, or of the log of an sd, of what is in the frame or comes out of it."""
-    a, b = (one.v.reshape(-1, one.v.shape[-1]) for one in (first, last))
-    a, b = (np.concatenate([v, frame.out(v)], 1) for v in (a, b))  # a frame can make tails light that are heavy
+    """The largest difference of a mean, in sds, or of the log of an sd, of coordinates: a frame can make tails light that are heavy."""
+    a, b = (frame.out(one.v.reshape(-1, one.v.shape[-1])) for one in (first, last))
     return float(max(np.max(np.abs(a.mean(0) - b.mean(0)) / b.std(0)), np.max(np.abs(np.log(a.std(0) / b.std(0))))))
 
 

@@ -14,7 +14,7 @@ from jvi._progress import Stages
 from jvi._proposals import drift, enriched, proposal
 from jvi._targets import BudgetSpentError, Density
 from jvi._typing import Estimate
-from jvi.gaussian_fits._bends import bent, unbent
+from jvi.gaussian_fits._bends import best_bent
 from jvi.gaussian_fits._climb import LOG_2PI, Climb, Gaussian, climb
 from jvi.gaussian_fits._draws import whitened
 from jvi.gaussian_fits._optima import MASS, distinct, others
@@ -216,11 +216,7 @@ class Run:
         if self.size > _BEND:
             return None
         self.journal.begin("bend")
-        few = whitened(self.rng, 2_048, self.size)
-        tries = [bent(self.density, start, few, num_steps=20) for start in unbent(self.density, self.journal.gaussian, few)]
-        draws = whitened(self.rng, max(2_048, 64 * self.size), self.size)
-        start = max(tries, key=lambda found: found[1])[0]
-        frame, elbo = bent(self.density, start, draws, num_steps=150 if self.size <= 50 else 60)
+        frame, elbo = best_bent(self.density, self.journal.gaussian, self.rng)
         fresh, gain = self.fresh_elbo(frame), elbo - self.journal.elbo.value
         mixture = None
         if gain > 0.05 + 2.0 * self.journal.elbo.standard_error:
@@ -277,7 +273,7 @@ class Run:
                 f"{one.mixing:.1f} with {one.moves} moves"
             )
             if len(self.bridges) > 1:
-                longer = min(4.0, 0.8 * self.left() / self.journal.stages[-1].seconds)
+                longer = min(4.0, 0.8 * self.density.left(self.began) / self.journal.stages[-1].seconds)
             # What has not settled after one's moves differs after the next one's.
             moves, keep = max(int(longer * moves), one.moves), 0.8
         return self.journal.bridged(self.bridges[-2], self.bridges[-1], self.frame)
@@ -285,13 +281,6 @@ class Run:
     def wanting(self) -> bool:
         """Whether the last two bridges leave a doubt, and there is none that no bridge could dispel."""
         return not self.journal.doubts and bool(self.journal.apart(self.bridges[-2], self.bridges[-1], self.frame))
-
-    def left(self) -> float:
-        """Seconds, by the scarcer of time and gradients."""
-        spent = perf_counter() - self.began
-        return min(
-            self.density.deadline - self.began - spent, spent * (self.density.most_grads / max(self.density.num_grads, 1) - 1.0)
-        )
 
     def score(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The target and its gradient in the frame."""

@@ -133,6 +133,11 @@ class Density:
             out = jax.eval_shape(self.target.log_density, self.x, jax.ShapeDtypeStruct((self.target.space.size,), self.dtype))
         self.eps = float(np.finfo(out.dtype).eps)
 
+    def left(self, began: float) -> float:
+        """Seconds left of the budget since `began`, by the scarcer of time and gradients."""
+        now = perf_counter()
+        return min(self.deadline - now, (now - began) * (self.most_grads / max(self.num_grads, 1) - 1.0))
+
     def values(self, u: np.ndarray) -> np.ndarray:
         """Log-densities [S] at u [S, D], nats."""
         self.num_values += len(u)

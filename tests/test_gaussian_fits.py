@@ -15,7 +15,7 @@ from jvi._mixtures import Mixture, adapted, tempered
 from jvi._targets import BudgetSpentError, Density, target_of
 from jvi.diagnostics import pareto_khat
 from jvi.diagnostics.psis import khat_of, psis, smooth
-from jvi.gaussian_fits._bends import bent, unbent
+from jvi.gaussian_fits._bends import bent, best_bent, following, unbent
 from jvi.gaussian_fits._draws import whitened
 
 pytestmark = pytest.mark.quick
@@ -186,6 +186,47 @@ def saturating(z):
     precision = 1.0 + jnp.exp(-a)
     log_a = 0.5 * a - jnp.exp(a) - 0.5 * jnp.log(jnp.pi)
     return log_a - 0.5 * precision * b**2 + 0.5 * jnp.log(precision / (2.0 * jnp.pi))
+
+
+def shared_scale(z):
+    """z1 has the scale e^z0, and z2 follows what z1 is in units of it: normalized."""
+    unit = z[1] * jnp.exp(-z[0])
+    return jnp.sum(-0.5 * jnp.array([z[0], unit, (z[2] - unit) / 0.3]) ** 2) - z[0] - jnp.log(0.3) - 1.5 * jnp.log(2.0 * jnp.pi)
+
+
+def centred_group(z):
+    """Eight members around z1, as close as e^z0: normalized."""
+    places = jnp.sum(-0.5 * ((z[2:] - z[1]) * jnp.exp(-z[0])) ** 2) - 8.0 * z[0]
+    return places - 0.5 * z[0] ** 2 - 0.5 * z[1] ** 2 - 5.0 * jnp.log(2.0 * jnp.pi)
+
+
+def of_normal(log_joint, size):
+    """A density, a frame around it, and what tells how far a frame's image of a normal is from it: minus a divergence."""
+    density = Density(target_of(log_joint, jvi.space(jvi.real(size)), with_data=False), None)
+    loc, covariance = moments(jvi.gaussian_fits.moment_matched(KEY, log_joint, jvi.space(jvi.real(size))))
+    v = np.random.default_rng(9).normal(size=(20_000, size))
+
+    def elbo(frame):
+        return np.mean(
+            density.values(frame.out(v)) + frame.log_det(v) + 0.5 * np.sum(v**2, 1) + 0.5 * size * np.log(2.0 * np.pi)
+        )
+
+    return density, Affine(loc, np.linalg.cholesky(covariance)), elbo
+
+
+def test_a_bent_frame_holds_a_group_whose_scale_is_unknown():
+    density, base, elbo = of_normal(centred_group, 10)
+    assert elbo(base) < -0.5
+    assert elbo(best_bent(density, base, np.random.default_rng(8))[0]) > -0.1
+
+
+def test_a_bent_frame_whose_base_mixes_nothing_holds_units_that_are_shared():
+    density, base, elbo = of_normal(shared_scale, 3)
+    draws = whitened(RNG, 2_048, 3)
+    order = np.arange(3)
+    carried = Bent(base, order, np.zeros(len(following(base, order).params)))
+    assert elbo(bent(density, carried, draws, num_steps=150)[0]) < -0.2
+    assert elbo(bent(density, following(base, order), draws, num_steps=150)[0]) > -0.03
 
 
 def test_a_bent_frame_follows_skewed_scales_that_saturate():

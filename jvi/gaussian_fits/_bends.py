@@ -7,17 +7,38 @@ import numpy as np
 from jvi._frames import LEADERS, Affine, Bent, entries, rounded
 from jvi._targets import Density
 from jvi.gaussian_fits._climb import LOG_2PI
+from jvi.gaussian_fits._draws import whitened
 
 _SKEW, _LOG_TAIL = 2.0, 1.0  # at most: what they can make of a normal draw stays finite
+_DRAWS = 2_048
+
+
+def best_bent(density: Density, base: Affine, rng: np.random.Generator) -> tuple[Bent, float]:
+    """The bent frame over `base` that gains most: of several starts the one that is ahead after a few steps goes on, with more draws.
+
+    Args:
+      density: the target.
+      base: a frame in which the target is about N(0, I).
+      rng: of the draws.
+    """
+    size = len(base.loc)
+    few = whitened(rng, _DRAWS, size)
+    tries = [bent(density, start, few, num_steps=20) for start in unbent(density, base, few)]
+    # The more coordinates, the more entries to tell from chance.
+    draws = whitened(rng, max(_DRAWS, 64 * size), size)
+    return bent(density, max(tries, key=lambda found: found[1])[0], draws, num_steps=150 if size <= 50 else 60)
 
 
 def unbent(density: Density, base: Affine, draws: np.ndarray) -> list[Bent]:
     """Bent frames that are `base` as yet, each ready to bend in another way.
 
     Coordinates that change the scale of others come first; how much one does is read off the gradients at `draws`: of a Gaussian
-    target, v_k times the gradient by v_k has no trend in any v_j. Or those whose scale others change: a curved ridge looks like that
-    from where it bends. And what the map does to a coordinate either carries over to those that are correlated with it, as where one is
-    the sum of others, or these follow its draw, as where they share a scale.
+    target, v_k times the gradient by v_k has no trend in any v_j. Next may come those that neither change a scale nor have theirs
+    changed: the place of a group, say, before its members, which lie around it as closely as the scale says. Or first come those whose
+    scale others change: a curved ridge looks like that from where it bends.
+
+    And what the map does to a coordinate either carries over to those that are correlated with it, as where one is the sum of others,
+    or these follow its draw, as where they share a scale.
 
     Args:
       density: the target.
@@ -31,7 +52,7 @@ def unbent(density: Density, base: Affine, draws: np.ndarray) -> list[Bent]:
     sets, is_set = strength.sum(0), strength.sum(1)
     first, free, led = (np.argsort(-merit, kind="stable") for merit in (sets, np.sum(strength.T**2 - strength**2, 1), is_set))
     carried = [Bent(base, order, np.zeros(_count(size))) for order in (free, led)]
-    return carried + [_following(base, order) for order in (first, free)]
+    return carried + [following(base, order) for order in (first, free)]
 
 
 def bent(density: Density, start: Bent, draws: np.ndarray, *, num_steps: int) -> tuple[Bent, float]:
@@ -71,7 +92,7 @@ def bent(density: Density, start: Bent, draws: np.ndarray, *, num_steps: int) ->
     return Bent(base, order, result.x), -float(result.fun)
 
 
-def _following(base: Affine, order: np.ndarray) -> Bent:
+def following(base: Affine, order: np.ndarray) -> Bent:
     """The same Gaussian, by a map that mixes draws only: its base mixes nothing."""
     size = len(order)
     root = np.linalg.cholesky((base.chol @ base.chol.T)[np.ix_(order, order)])
