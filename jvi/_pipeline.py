@@ -264,7 +264,7 @@ class Run:
     def bridge(self, mixture: Mixture) -> Posterior:
         """Two tempered bridges; where they leave a doubt, more of them with ever more moves, while there is time: the last two tell."""
         moves, keep, longer = 4, 0.5, 4.0
-        while len(self.bridges) < 2 or (longer >= 2.0 and self.wanting()):
+        while len(self.bridges) < 2 or (longer >= 1.0 and self.wanting()):
             self.journal.begin("bridge")
             one = bridge(self.score, mixture, self.rng, keep=keep, num_particles=_PARTICLES, moves_between=moves)
             self.bridges.append(one)
