@@ -103,8 +103,8 @@ def driven(
         raise TypeError(f"svi must be made by jvi.SVI(objective), got {svi!r}.")
     if callable(beta) and not isinstance(beta, Schedule):
         raise ValueError(
-            "beta must be a number or one of jvi.schedules where the run finds its own end, which must not come before that of the "
-            "schedule; a function of the step has none that is known."
+            "beta must be a number or one of jvi.schedules where the run finds its own end, which must not come before the schedule's, "
+            "and that of a function is not known: take a schedule, or say num_steps, as in jvi.fit(..., num_steps=10_000, beta=...)."
         )
     for name, value in {"tolerance": tolerance, "seconds": seconds}.items():
         if not value > 0.0:
