@@ -18,7 +18,8 @@ def steerable(z: Latent) -> tuple[Latent, Scalar]:
     """`z`, and a handle, worth zero: what it gets as its cotangent is the factor by which that of `z` is multiplied."""
     # Made of the draw, and not of nothing: where jax.vmap maps the draw, the handle must be mapped with it, or the factors of all
     # particles would be added up.
-    return z, sum(jnp.where(jnp.isnan(jnp.ravel(leaf)[0]), 0.0, 0.0) for leaf in jax.tree.leaves(z))
+    mapped = [jnp.where(jnp.isnan(jnp.ravel(leaf)[0]), 0.0, 0.0) for leaf in jax.tree.leaves(z)]
+    return z, sum(mapped, jnp.zeros(()))
 
 
 def _steerable_forward(z: Latent) -> tuple[tuple[Latent, Scalar], None]:
