@@ -15,11 +15,11 @@ class ActiveUnits(NamedTuple):
     """How many entries of a latent say something of x.
 
     Attributes:
-      num_active: entries whose variance is above the threshold, int32 [].
+      number: entries whose variance is above the threshold, int32 [].
       variances: Var_x E[z | x], the entries' shape.
     """
 
-    num_active: Array
+    number: Array
     variances: Array
 
 
@@ -36,7 +36,7 @@ def active_units(means: Array, *, threshold: float = 0.01) -> ActiveUnits:
     Example:
       >>> import jax.numpy as jnp, jvi
       >>> means = jnp.array([[1.0, 0.0], [-1.0, 0.0], [2.0, 0.1]])
-      >>> int(jvi.diagnostics.active_units(means).num_active)
+      >>> int(jvi.diagnostics.active_units(means).number)
       1
 
     References:

@@ -118,7 +118,7 @@ class Decomposed:
         """What is averaged over examples, and what came along."""
         found = self.sampled._particles(lambda key: self._particle(params, key, x), rng)
         costs = jax.tree.map(lambda cost: jnp.mean(cost, 0), found.costs)
-        plain = sum(found.densities.values(), jnp.zeros(()))
+        plain: Any = sum(found.densities.values())
         total = sum(jnp.sum(cost) for cost in jax.tree.leaves(costs))
         kl = jax.lax.stop_gradient(costs) if self.by_kl else None
         aux = Aux(jax.lax.stop_gradient(found.log_w), None, jax.lax.stop_gradient(jnp.mean(plain) - total), kl)
@@ -145,7 +145,7 @@ class Decomposed:
     def _particle(self, params: Params, rng: PRNGKey, x: Data) -> Particle:
         densities, found = self.sampled._terms(params, rng, x)
         log_q = densities.pop("log q")
-        log_w = sum(densities.values()) - log_q
+        log_w: Any = sum(densities.values()) - log_q
         if self.by_kl:
             densities.pop("log prior")
         exact: list[bool] = [not chained(self.guide)]
