@@ -21,7 +21,7 @@ LAYERS = [
     {"_spec", "_typing", "_precision", "report"},
     {"_tree"},
     {"_checks", "_bijectors", "_progress", "_vectors", "_ahead", "_shuffle", "_pace", "_stationarity", "_one_draw"},
-    {"_additive", "_distributions", "noise", "schedules"},
+    {"_additive", "_distributions", "noise", "schedules", "resampling"},
     {"supports", "bounds", "networks", "_concrete", "diagnostics.psis", "diagnostics.collapse", "_frames", "_mixtures"},
     {"spaces"},
     {"models", "guides.functions", "guides._factors"},
@@ -34,7 +34,7 @@ LAYERS = [
     {"objectives._base", "objectives._terms", "objectives._told", "objectives._particles", "objectives._steered"},
     {"objectives.monte_carlo", "objectives.disarm", "objectives.relax"},
     {"objectives.analytic", "objectives.data", "objectives._posterior_draws"},
-    {"objectives.weighted"},
+    {"objectives.weighted", "objectives.training"},
     {"objectives._parted", "objectives.scored", "objectives.rao_blackwell"},
     {"objectives.grouped", "objectives.divergences", "objectives.thermodynamic", "objectives.doubly", "objectives.reweighted"},
     {"objectives"},
@@ -46,7 +46,8 @@ LAYERS = [
     {"adapt"},
     {"fit"},
     {"posterior", "gaussian_fits._optima", "gaussian_fits._triangular", "gaussian_fits._banded", "gaussian_fits._factored"},
-    {"diagnostics.verdict", "diagnostics.gradient", "gaussian_fits._weigh", "gaussian_fits._saa", "gaussian_fits.families"},
+    {"diagnostics.verdict", "diagnostics.gradient"},
+    {"gaussian_fits._weigh", "gaussian_fits._saa", "gaussian_fits._bends", "gaussian_fits.families"},
     {"diagnostics", "gaussian_fits._shared"},
     {"gaussian_fits.fits", "gaussian_fits.matching", "gaussian_fits.natural"},
     {"gaussian_fits"},
@@ -116,7 +117,7 @@ PUBLIC = sorted(
 WITHOUT_EXAMPLE = {"Aux", "Params", "Info", "State", "FitError", "NonFiniteError", "MonteCarlo", "PerExample", "Split", "Network"} | {
     "real", "positive", "negative", "interval", "lower_bounded", "upper_bounded", "unit_interval", "simplex", "ordered",
     "positive_ordered", "unit_vector", "cholesky_correlation", "cholesky_covariance", "Verdict", "Budget", "Stage", "Baseline",
-    "ActiveUnits", "GradientReport", "GradientRow", "Generative",
+    "ActiveUnits", "GradientReport", "GradientRow", "Generative", "StateSpace", "Variables", "Trained",
 }  # fmt: skip
 
 

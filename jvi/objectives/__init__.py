@@ -11,17 +11,15 @@ from jvi.objectives.data import global_local, per_example, subsampled
 from jvi.objectives.disarm import disarm
 from jvi.objectives.divergences import cubo, f_divergence, tail_adaptive
 from jvi.objectives.doubly import dreg
+from jvi.objectives.fivo import fivo
 from jvi.objectives.grouped import miwae, piwae
 from jvi.objectives.monte_carlo import MonteCarlo
 from jvi.objectives.rao_blackwell import rao_blackwell
 from jvi.objectives.relax import rebar, relax
 from jvi.objectives.reweighted import forward_kl, wake_sleep
 from jvi.objectives.scored import enumerate_elbo, score, vimco
-<<<<<<< HEAD
 from jvi.objectives.thermodynamic import covariance, tvo
-=======
 from jvi.objectives.training import training
->>>>>>> c331dea (Train networks with dropout and running statistics)
 from jvi.objectives.weighted import elbo, iwae, renyi
 
 __all__ = [
@@ -38,6 +36,7 @@ __all__ = [
     "elbo_kl",
     "enumerate_elbo",
     "f_divergence",
+    "fivo",
     "forward_kl",
     "free_bits",
     "global_local",
@@ -51,12 +50,9 @@ __all__ = [
     "renyi",
     "score",
     "subsampled",
-<<<<<<< HEAD
     "tail_adaptive",
-    "tvo",
-=======
     "training",
->>>>>>> c331dea (Train networks with dropout and running statistics)
+    "tvo",
     "vimco",
     "wake_sleep",
 ]

@@ -19,7 +19,7 @@ def each_particle(one: Callable[[PRNGKey], Any], rng: PRNGKey, num_samples: int,
         return jax.tree.map(lambda value: value[None], one(rng))
     keys = noise(rng, num_samples)
     if chunk_size is None or chunk_size >= num_samples:
-        return jax.vmap(one)(keys)
+        return jax.vmap(one, axis_name="particles")(keys)
     return jax.lax.map(jax.checkpoint(one), keys, batch_size=chunk_size)
 
 

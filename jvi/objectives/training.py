@@ -18,9 +18,10 @@ from jvi.gradients._paths import check_path
 from jvi.guides.functions import checked_draw
 from jvi.networks import Variables
 from jvi.objectives._base import Aux
+from jvi.objectives._terms import MODEL
 from jvi.objectives.analytic import Decomposed
 from jvi.objectives.data import PerExample
-from jvi.objectives.monte_carlo import MODEL, MonteCarlo
+from jvi.objectives.monte_carlo import MonteCarlo
 
 _MASK = 0xFFFFFFFD  # folded into a particle's key for the guide's network
 
