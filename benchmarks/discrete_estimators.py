@@ -175,9 +175,9 @@ def _picture(found: dict[str, Trained]) -> Any:
         left.plot(one.steps, values, marker="o", markersize=3, label=name)
         right.plot(one.seconds, values, marker="o", markersize=3, label=name)
     best = max(float(one.bounds[-1].value) for one in found.values())
-    left.set(xlabel="step", ylabel="held-out bound by 50 draws, nats per image", ylim=(best - 14.0, best + 0.7))
+    left.set(xlabel="step", ylabel="held-out bound by 50 draws, nats per image", ylim=(best - 4.5, best + 0.3))
     right.set(xlabel="CPU seconds")
-    right.legend(frameon=False, fontsize=8)
+    right.legend(frameon=False, fontsize=8, loc="lower right")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
