@@ -25,8 +25,8 @@ from jvi._typing import Array, Data, Params, PRNGKey, Scalar
 
 
 def check(name: str, guide: Any) -> None:
-    """Refuse a guide whose distribution is not known."""
-    if not hasattr(guide, "distribution"):
+    """Refuse a guide that cannot be of finite latents."""
+    if not hasattr(guide, "distribution") or getattr(guide, "reparameterized", False):
         raise ValueError(
             f"{name} needs the logits of a guide made by jvi.guides.from_distribution or conditional of Bernoulli or "
             f"OneHotCategorical distributions, got {guide!r}; gradients.score takes any guide with a log_prob, and "
