@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import assert_z_test, flat
 from jax.scipy.stats import norm
 from tensorflow_probability.substrates import jax as tfp
-from test_gradients import assert_z_test, flat
 
 import jvi
 from jvi import _concrete, controls, gradients, objectives

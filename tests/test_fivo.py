@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import assert_z_test, flat
 from jax.scipy.stats import norm
 from numpy.polynomial.hermite_e import hermegauss
-from test_gradients import assert_z_test, flat
 
 import jvi
 from jvi import bounds, objectives, resampling

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import FAILURE_RATE, assert_z_test, flat
 from jax.scipy.stats import norm
 from numpy.polynomial.hermite_e import hermegauss
 from scipy.stats import kstest
 from tensorflow_probability.substrates import jax as tfp
-from test_gradients import FAILURE_RATE, LOC, LOG_SCALE, SPACE, X, assert_z_test, exact_elbo, flat, log_joint
+from test_gradients import LOC, LOG_SCALE, SPACE, X, exact_elbo, log_joint
 
 import jvi
 from jvi import controls, gradients, noise

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import assert_z_test, flat
 from jax.scipy.stats import norm
-from test_gradients import assert_z_test, flat
 
 import jvi
 from jvi import gradients
