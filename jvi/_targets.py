@@ -15,7 +15,8 @@ from jvi._precision import precise, wide
 from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, Scalar
 from jvi._vectors import vector_first
-from jvi.models import Model, WithoutData, model
+from jvi.models import Model, model
+from jvi.models.densities import WithoutData
 from jvi.spaces import Space
 from jvi.supports import Support
 

@@ -8,7 +8,7 @@ import jax
 
 from jvi._typing import Array, Data, Latent, Params, PRNGKey, Scalar
 from jvi._vectors import vector_first
-from jvi.models import check_log_density
+from jvi.models.densities import check_log_density
 
 MODEL = 0xFFFFFFFF  # folded into a particle's key for a model that draws
 
