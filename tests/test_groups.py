@@ -142,6 +142,21 @@ def test_controls_learn_alongside_and_leave_the_gradient_unbiased():
         np.testing.assert_allclose(jax.nn.sigmoid(state.params.guide), 0.7, atol=0.05)
 
 
+def test_leave_one_out_is_the_gradient_of_the_log_variance():
+    """VarGrad: minus half the variance of the log-weights, draws held fixed, has the very same gradient."""
+    objective = jvi.objectives.score(jvi.model(lambda x, z: 2.0 * z), of(bernoulli, jnp.array(0.2)), num_samples=5)
+    keys = jax.random.split(jax.random.key(8), 5)
+
+    def loss(params):
+        z = jax.lax.stop_gradient(jax.vmap(lambda key: objective.guide.sample_and_log_prob(params, key, X)[0])(keys))
+        return -0.5 * jnp.var(2.0 * z - jax.vmap(lambda one: objective.guide.log_prob(params, X, one))(z), ddof=1)
+
+    at = jnp.array(0.2)
+    grads = jax.grad(objective, has_aux=True)(Params((), at), jax.random.key(8), X)[0]
+    assert abs(jax.grad(loss)(at)) > 0.1
+    np.testing.assert_allclose(grads.guide, jax.grad(loss)(at), rtol=1e-5)
+
+
 def test_a_part_that_does_not_exist_is_named():
     with pytest.raises(ValueError, match="names d; the guide's parts are a, b, c"):
         jvi.elbo(MODEL, GUIDE, gradient=by_group(d=score))
