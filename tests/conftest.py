@@ -9,6 +9,13 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget():
+    """What a file compiled is of no use to the next, and adds up to gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def float64():
     with jax.enable_x64(True):
