@@ -280,6 +280,13 @@ def test_what_minibatches_would_bias_is_refused():
         jvi.objectives.subsampled(jvi.elbo(PRIOR, GLOBAL), num_data=6)
     with pytest.raises(ValueError, match="not linear"):
         jvi.objectives.global_local(jvi.iwae(PRIOR, GLOBAL, num_samples=2), LOCAL, num_data=6)
+    with pytest.raises(ValueError, match="ForwardKL is none"):
+        jvi.objectives.global_local(
+            jvi.elbo(PRIOR, GLOBAL), jvi.objectives.forward_kl(LOCAL.model, LOCAL.guide, num_samples=2), num_data=6
+        )
+    averaged = jvi.objectives.score(LOCAL.model, LOCAL.guide, control=jvi.controls.moving_average())
+    with pytest.raises(ValueError, match="no moving average"):
+        jvi.objectives.global_local(jvi.elbo(PRIOR, GLOBAL), averaged, num_data=6)
     with pytest.raises(ValueError, match="num_data=4"):
         jvi.objectives.subsampled(jvi.elbo(SPLIT, GLOBAL), num_data=4)(LEARNED, KEY, DATA)
     with pytest.raises(TypeError, match="whole number"):

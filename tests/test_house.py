@@ -36,7 +36,7 @@ LAYERS = [
     {"objectives._base", "objectives._terms", "objectives._told", "objectives._particles", "objectives._steered"},
     {"objectives.monte_carlo", "objectives.disarm", "objectives.relax"},
     {"objectives.analytic", "objectives.data", "objectives._posterior_draws"},
-    {"objectives.weighted", "objectives.training"},
+    {"objectives.weighted", "objectives.training", "objectives.hierarchical"},
     {"objectives._parted", "objectives.scored", "objectives.rao_blackwell"},
     {
         "objectives.grouped",

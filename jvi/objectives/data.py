@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +30,11 @@ class PerExample:
 
     def init(self, rng: PRNGKey, x: Data) -> Any:
         """Initial parameters, from the first example."""
-        return self.objective.init(rng, _first(x))
+        return self.objective.init(rng, first(x))
 
     def __call__(self, params: Any, rng: PRNGKey, x: Data, *, beta: Any = 1.0) -> tuple[Scalar, Aux]:
         """The mean bound, nats per datum, and the log-weights [B, K]."""
-        return _averaged(self.objective, params, jax.random.split(rng, leading_axis(x)), x, beta)
+        return averaged(self.objective, params, jax.random.split(rng, leading_axis(x)), x, beta)
 
     def absorb(self, params: Any, aux: Aux) -> Any:
         """The parameters after a step, with what the optimizer does not change."""
@@ -55,7 +55,7 @@ class Minibatch:
 
     def init(self, rng: PRNGKey, x: Data) -> Params:
         """Initial parameters, from the first datum."""
-        return self.model.init(rng, _first(x))
+        return self.model.init(rng, first(x))
 
     def log_prior(self, params: Params, z: Latent) -> Scalar:
         """log p(z), nats."""
@@ -63,8 +63,8 @@ class Minibatch:
 
     def log_likelihood(self, params: Params, x: Data, z: Latent) -> Scalar:
         """N times the mean log-likelihood of the data in `x` [B, ...], nats."""
-        _check_batch(x, self.num_data)
-        return self.num_data * jnp.mean(jax.vmap(lambda one: self.model.log_likelihood(params, one, z))(x))
+        check_batch(x, self.num_data)
+        return whole(jnp.mean(jax.vmap(lambda one: self.model.log_likelihood(params, one, z))(x)), self.num_data)
 
     @property
     def prior_distribution(self) -> Callable[[Params], PyTree]:
@@ -74,83 +74,6 @@ class Minibatch:
     def log_joint(self, params: Params, x: Data, z: Latent) -> Scalar:
         """log p(x, z) of all data, nats."""
         return self.log_prior(params, z) + self.log_likelihood(params, x, z)
-
-
-class Nested(NamedTuple):
-    """Parameters of `global_local`: those of its two objectives."""
-
-    outer: Any
-    inner: Any
-
-
-@spec
-class WithLocals:
-    """A global latent's prior, and the local objective of every datum as its likelihood."""
-
-    prior: Any
-    local: Any
-    num_data: int
-    draws: ClassVar[bool] = True  # its densities take a key
-
-    def init(self, rng: PRNGKey, x: Data) -> Params:
-        """Initial parameters of the prior; those of the local objective, and beta, come from elsewhere."""
-        return self.prior.init(rng, x)
-
-    def log_prior(self, params: Params, z: Latent) -> Scalar:
-        """log p(z) of the global latent, nats."""
-        return self.prior.log_joint(params[0], None, z)
-
-    def log_likelihood(self, params: Params, x: Data, z: Latent, rng: PRNGKey) -> Scalar:
-        """N times the mean local bound of the data in `x` [B, ...], nats."""
-        _, inner, beta = params
-        count = _check_batch(x, self.num_data)
-        keys = jax.random.split(rng, count)
-        return self.num_data * _averaged(self.local, inner, keys, (x, z), beta, axes=(0, None))[0]
-
-    @property
-    def prior_distribution(self) -> Callable[[Params], PyTree]:
-        """p(z) by latent; absent where the prior is no distribution."""
-        known = self.prior.prior_distribution
-        return lambda params: known(params[0])
-
-    def log_joint(self, params: Params, x: Data, z: Latent, rng: PRNGKey) -> Scalar:
-        """The sum of both, nats."""
-        return self.log_prior(params, z) + self.log_likelihood(params, x, z, rng)
-
-
-@spec
-class GlobalLocal:
-    """Global latents, and local ones of every datum. Made by `global_local`."""
-
-    outer: MonteCarlo
-    inner: Any
-    num_data: int
-
-    def init(self, rng: PRNGKey, x: Data) -> Nested:
-        """Initial parameters; the local ones from the first datum and a draw of the global latent."""
-        of_outer, of_inner, key = jax.random.split(rng, 3)
-        outer = self.outer.init(of_outer, x)
-        z, _ = self.outer.guide.sample_and_log_prob(outer.guide, key, x)
-        return Nested(outer, self.inner.init(of_inner, (_first(x), z)))
-
-    def __call__(self, params: Nested, rng: PRNGKey, x: Data, *, beta: Any = 1.0) -> tuple[Scalar, Aux]:
-        """The bound for all `num_data` data, nats, and the log-weights of the global draws [K]."""
-        objective, outer = self._whole(params, beta)
-        return objective(outer, rng, x, beta=beta)
-
-    def absorb(self, params: Nested, aux: Aux) -> Nested:
-        """The parameters after a step, with what the optimizer does not change."""
-        return params._replace(outer=self.outer.absorb(params.outer, aux))
-
-    def terms(self, params: Nested, rng: PRNGKey, x: Data) -> dict[str, Array]:
-        """The terms of the log-weights of the global draws [K]."""
-        objective, outer = self._whole(params, 1.0)
-        return objective.terms(outer, rng, x)
-
-    def _whole(self, params: Nested, beta: Any) -> tuple[MonteCarlo, Any]:
-        model = WithLocals(self.outer.model, self.inner, self.num_data)
-        outer = params.outer._replace(model=(params.outer.model, params.inner, beta))
-        return _with_model(self.outer, model), outer
 
 
 def per_example(objective: Any) -> PerExample:
@@ -211,71 +134,35 @@ def subsampled(objective: MonteCarlo, *, num_data: int) -> MonteCarlo:
       Hoffman et al. (2013), Stochastic Variational Inference.
     """
     num_data = check_count(num_data, "num_data")
-    _check_linear("subsampled", objective)
+    check_linear("subsampled", objective)
     if not (hasattr(objective.model, "log_prior") and hasattr(objective.model, "log_likelihood")):
         raise ValueError(
             "subsampled needs a model whose likelihood is known apart, because N / B is for the likelihood alone: make it with "
             "jvi.split(log_prior, log_likelihood), the likelihood that of one datum."
         )
-    return _with_model(objective, Minibatch(objective.model, num_data))
+    return with_model(objective, Minibatch(objective.model, num_data))
 
 
-def global_local(outer: MonteCarlo, inner: Any, *, num_data: int) -> GlobalLocal:
-    """Global latents and local ones of every datum, on minibatches: N / B weighs the local log p and the local log q alike.
-
-    The bound is E[log p(z) - log q(z) + (N / B) sum_i local_i(z)], where local_i is the inner objective of datum i given the global
-    draw z: an ELBO, an importance-weighted bound, an enumeration. With the same draws of the global latent, its expectation over the
-    minibatches of an epoch is that of all data.
-
-    Args:
-      outer: the ELBO of the prior of the global latents, `jvi.model(lambda x, z: log p(z))`, and their guide.
-      inner: the objective of one datum, whose model and guide see `(x_i, z)` in place of `x`: `z` is the global draw.
-      num_data: N, data in the whole set; `x` is [B, ...].
-
-    Raises:
-      TypeError: if an objective is none, or `num_data` no whole number.
-      ValueError: if `outer` is a bound of several log-weights, whose minibatches do not average to that of all data.
-
-    Example:
-      >>> import distrax, jax, jax.numpy as jnp, jvi
-      >>> log_normal = jax.scipy.stats.norm.logpdf
-      >>> prior = jvi.model(lambda x, z: log_normal(z))
-      >>> local = jvi.model(lambda x, z: log_normal(z, x[1]) + log_normal(x[0], z))  # z_i ~ N(mean, 1), x_i ~ N(z_i, 1)
-      >>> guide = jvi.guides.MeanField(jvi.space(jvi.real()))
-      >>> amortized = jvi.guides.from_distribution(
-      ...     lambda rng, x: jnp.array(0.5), lambda a, x: distrax.Normal(a * x[0] + (1 - a) * x[1], 0.5**0.5)
-      ... )
-      >>> objective = jvi.objectives.global_local(jvi.elbo(prior, guide), jvi.elbo(local, amortized), num_data=100)
-      >>> x = jnp.arange(10.0)
-      >>> value, _ = objective(objective.init(jax.random.key(0), x), jax.random.key(1), x)
-      >>> value.shape
-      ()
-
-    References:
-      Hoffman et al. (2013), Stochastic Variational Inference; Agrawal and Domke (2021), Amortized Variational Inference for Simple
-      Hierarchical Models.
-    """
-    num_data = check_count(num_data, "num_data")
-    check_objective(inner)
-    _check_linear("global_local", outer)
-    if getattr(inner, "upper", False):
-        raise ValueError("global_local adds up lower bounds, and its inner objective is an upper one; take an ELBO or iwae.")
-    return GlobalLocal(outer, inner, num_data)
+def whole(mean: Scalar, num_data: int) -> Scalar:
+    """What all data add up to, by the mean of a minibatch."""
+    return num_data * mean
 
 
-def _averaged(objective: Any, params: Any, keys: PRNGKey, x: Data, beta: Any, axes: Any = 0) -> tuple[Scalar, Aux]:
+def averaged(objective: Any, params: Any, keys: PRNGKey, x: Data, beta: Any, axes: Any = 0) -> tuple[Scalar, Aux]:
     """The mean of an objective over examples; what it combines of their means is combined once."""
-    whole = getattr(objective, "parts", objective)
-    found, aux = jax.vmap(lambda key, one: whole(params, key, one, beta=beta), (0, axes), axis_name="examples")(keys, x)
+    each = getattr(objective, "parts", objective)
+    found, aux = jax.vmap(lambda key, one: each(params, key, one, beta=beta), (0, axes), axis_name="examples")(keys, x)
     value = objective.combine(_mean(found), beta) if hasattr(objective, "parts") else jnp.mean(found)
     return value, aux._replace(updates=_mean(aux.updates), elbo=_mean(aux.elbo), kl=_mean(aux.kl))
 
 
-def _with_model(objective: Any, model: Any) -> Any:
+def with_model(objective: Any, model: Any) -> Any:
+    """The same objective of another model."""
     return objective.with_model(model) if hasattr(objective, "with_model") else dataclasses.replace(objective, model=model)
 
 
-def _check_linear(name: str, objective: Any) -> None:
+def check_linear(name: str, objective: Any) -> None:
+    """Refuse what minibatches of a global latent would bias."""
     check_objective(objective)
     if not hasattr(objective, "bound") or not hasattr(objective, "model"):
         raise TypeError(f"{name} takes an objective of one model, such as jvi.elbo(model, guide); got {objective!r}.")
@@ -287,14 +174,16 @@ def _check_linear(name: str, objective: Any) -> None:
         )
 
 
-def _check_batch(x: Data, num_data: int) -> int:
+def check_batch(x: Data, num_data: int) -> int:
+    """The number of data in a minibatch, at most `num_data`."""
     count = leading_axis(x)
     if count > num_data:
         raise ValueError(f"a minibatch of {count} data cannot be of a data set of num_data={num_data}.")
     return count
 
 
-def _first(x: Data) -> Data:
+def first(x: Data) -> Data:
+    """The first example."""
     leading_axis(x)
     return jax.tree.map(lambda leaf: leaf[0], x)
 

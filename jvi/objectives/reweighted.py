@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ class ForwardKL:
     """The inclusive divergence, negated. Made by `forward_kl`."""
 
     weighted: Weighted
+    bounds_evidence: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.weighted.check("forward_kl")
