@@ -31,6 +31,7 @@ from benchmarks.step_time import device_name
 K = 16
 COEFFICIENTS, PIXELS, HIDDEN, LATENTS = 25, 196, 100, 16
 REACH = 1.05
+SHIFT = -800.0  # nats, so that the densities' ratio is about one
 stop = jax.lax.stop_gradient
 
 
@@ -174,6 +175,30 @@ def iwae_pathwise(case, params, key, x):
     return jnp.mean(_iwae_of(_pathwise(case, params, key, x)))
 
 
+def renyi(case, params, key, x):
+    return jnp.mean(2.0 * _iwae_of(0.5 * _pathwise(case, params, key, x)))
+
+
+def miwae(case, params, key, x):
+    log_w = _pathwise(case, params, key, x)
+    return jnp.mean(logsumexp(log_w.reshape(*log_w.shape[:-1], 4, K // 4), -1) - math.log(K // 4))
+
+
+def cubo(case, params, key, x):
+    return jnp.mean(0.5 * _iwae_of(2.0 * _pathwise(case, params, key, x)))
+
+
+def tvo(case, params, key, x):
+    log_w, betas = _pathwise(case, params, key, x)[..., None, :], np.asarray(jvi.bounds.log_spaced(5), np.float32)
+    with jax.numpy_rank_promotion("allow"):
+        means = jnp.sum(jax.nn.softmax(betas[:-1, None] * log_w, -1) * log_w, -1)
+        return jnp.mean(jnp.sum(np.diff(betas) * means, -1))
+
+
+def squared_hellinger(case, params, key, x):
+    return -jnp.mean(jnp.expm1(0.5 * (_pathwise(case, params, key, x) - SHIFT)) ** 2)
+
+
 def dreg(case, params, key, x):
     z, _ = _draws(case, params.guide, key, x)
 
@@ -229,10 +254,19 @@ def stop_model(params):
     return params._replace(model=stop(params.model))
 
 
+def hellinger(log_u):
+    return jnp.expm1(0.5 * (log_u - SHIFT)) ** 2
+
+
 ROWS: dict[str, tuple[Callable[[Any, Any], Any], Callable[..., Any]]] = {
     "elbo, pathwise": (lambda m, g: jvi.elbo(m, g, num_samples=K, gradient=jvi.gradients.pathwise), elbo_pathwise),
     "elbo, stl": (lambda m, g: jvi.elbo(m, g, num_samples=K, gradient=jvi.gradients.stl), elbo_stl),
     "iwae, pathwise": (lambda m, g: jvi.iwae(m, g, num_samples=K), iwae_pathwise),
+    "renyi, 0.5": (lambda m, g: jvi.renyi(m, g, alpha=0.5, num_samples=K), renyi),
+    "miwae, 4 x 4": (lambda m, g: jvi.objectives.miwae(m, g, num_groups=4, num_samples=K // 4), miwae),
+    "cubo": (lambda m, g: jvi.objectives.cubo(m, g, num_samples=K), cubo),
+    "tvo": (lambda m, g: jvi.objectives.tvo(m, g, num_samples=K), tvo),
+    "f_divergence": (lambda m, g: jvi.objectives.f_divergence(m, g, hellinger, num_samples=K), squared_hellinger),
     "dreg": (lambda m, g: jvi.objectives.dreg(m, g, num_samples=K), dreg),
     "score, leave-one-out": (lambda m, g: jvi.objectives.score(m, g, num_samples=K), rloo),
     "vimco": (lambda m, g: jvi.objectives.vimco(m, g, num_samples=K), vimco),
