@@ -418,6 +418,6 @@ def test_f_must_keep_the_shape():
 
 def test_specs_rebuilt_are_equal():
     assert TvoBound(PARTITION) == TvoBound(PARTITION)
-    build = lambda: objectives.piwae(MODEL, GUIDE, num_groups=2, num_samples=2)  # noqa: E731
-    assert build() == build()
-    assert hash(build()) == hash(build())
+    one, other = (objectives.piwae(MODEL, GUIDE, num_groups=2, num_samples=2) for _ in range(2))
+    assert one == other
+    assert hash(one) == hash(other)

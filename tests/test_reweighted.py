@@ -39,7 +39,9 @@ def gaussian_model():
 
 
 def gaussian_guide():
-    dist = lambda phi, x: distrax.Normal(phi[0] * x + phi[1], jnp.exp(phi[2]))  # noqa: E731
+    def dist(phi, x):
+        return distrax.Normal(phi[0] * x + phi[1], jnp.exp(phi[2]))
+
     return jvi.guides.from_distribution(lambda rng, x: GAUSSIAN.guide, dist)
 
 

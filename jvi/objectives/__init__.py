@@ -6,12 +6,13 @@ The value is the bound itself, in nats, and its `jax.grad` is the estimator that
 from __future__ import annotations
 
 from jvi.objectives._base import Aux, Objective, Params
-from jvi.objectives.analytic import elbo_entropy, elbo_kl, free_bits
+from jvi.objectives.analytic import elbo_entropy, elbo_kl
 from jvi.objectives.data import per_example, subsampled
 from jvi.objectives.disarm import disarm
 from jvi.objectives.divergences import cubo, f_divergence, tail_adaptive
 from jvi.objectives.doubly import dreg
 from jvi.objectives.fivo import fivo
+from jvi.objectives.floors import free_bits
 from jvi.objectives.grouped import miwae, piwae
 from jvi.objectives.hierarchical import global_local
 from jvi.objectives.monte_carlo import MonteCarlo

@@ -8,15 +8,15 @@ from typing import Any, overload
 from jvi import bounds, gradients
 from jvi import noise as noises
 from jvi._spec import spec
-from jvi._typing import Array, PRNGKey, Scalar
+from jvi._typing import Array, Scalar
 from jvi.controls import Control
 from jvi.gradients.reparameterized import default
 from jvi.guides.functions import Guide
 from jvi.models import Model
-from jvi.objectives.analytic import Decomposed, FreeBits, elbo_kl
+from jvi.objectives._particles import Noise
+from jvi.objectives.analytic import Decomposed, elbo_kl
+from jvi.objectives.floors import FreeBits
 from jvi.objectives.monte_carlo import MonteCarlo, default_control
-
-Noise = Callable[[PRNGKey, int], PRNGKey]
 
 
 @spec
