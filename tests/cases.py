@@ -16,7 +16,7 @@ from scipy.stats import norm as scipy_norm
 from tensorflow_probability.substrates import jax as tfp
 
 import jvi
-from jvi.guides import gaussian
+from jvi.guides import gaussian, low_rank
 
 LOG_EVIDENCE = -2.5
 FAILURE_RATE = 1e-4
@@ -137,7 +137,7 @@ CASES = {
     ),
     "low_rank": Case(
         jvi.guides.LowRank(jvi.space(jvi.real(3)), rank=1),
-        gaussian.Factored(LOC, np.log(SCALE), FACTOR),
+        low_rank.Factored(LOC, np.log(SCALE), FACTOR),
         _gaussian(np.diag(SCALE**2) + FACTOR @ FACTOR.T),
     ),
     "full_rank_constrained": Case(jvi.guides.FullRank(jvi.space(MIXED)), dense(LOC, LOWER), _mixed),

@@ -17,7 +17,7 @@ from tensorflow_probability.substrates import jax as tfp
 
 import jvi
 from jvi import gradients
-from jvi.guides import gaussian
+from jvi.guides import gaussian, low_rank
 from jvi.objectives import elbo_entropy, elbo_kl, free_bits
 
 DESIGN = np.array([[1.0, 0.5, -0.3], [0.2, -1.0, 0.4]])
@@ -63,7 +63,7 @@ PIECES = jvi.models.with_prior(pieces_prior, likelihood, init=start)
 UNTOLD = jvi.split(lambda params, z: VECTOR.log_prior(params, z), likelihood, init=start)
 SPACE, SPACES = jvi.space(jvi.real(3)), jvi.space({"a": jvi.real(), "b": jvi.real(2)})
 DIAGONAL, DENSE = gaussian.Diagonal(LOC, LOG_SCALE), gaussian.Dense(LOC, LOG_SCALE, LOWER)
-FACTOR = gaussian.Factored(LOC, LOG_SCALE, jnp.array([[0.5], [-0.3], [0.8]]))
+FACTOR = low_rank.Factored(LOC, LOG_SCALE, jnp.array([[0.5], [-0.3], [0.8]]))
 AMORTIZED = jvi.guides.from_distribution(lambda rng, x: DIAGONAL, told)
 PARTS = jvi.guides.product(a=jvi.guides.MeanField(jvi.space(jvi.real())), b=jvi.guides.FullRank(jvi.space(jvi.real(2))))
 PARTS_PARAMS = {
@@ -95,7 +95,7 @@ def moments(name, params, x):
         root = jnp.exp(params.log_scale)[:, None] * (jnp.eye(3) + jnp.tril(params.lower, -1) / math.sqrt(3.0))
         return loc, root @ root.T
     cov = jnp.diag(jnp.exp(2 * params.log_scale))
-    return loc, cov + params.factor @ params.factor.T if isinstance(params, gaussian.Factored) else cov
+    return loc, cov + params.factor @ params.factor.T if isinstance(params, low_rank.Factored) else cov
 
 
 def exact_kl(loc, cov, model):

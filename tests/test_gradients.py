@@ -14,7 +14,7 @@ from numpy.polynomial.hermite_e import hermegauss
 
 import jvi
 from jvi.gradients import pathwise, stl
-from jvi.guides import gaussian
+from jvi.guides import gaussian, low_rank
 
 DESIGN = np.array([[1.0, 0.5, -0.3], [0.2, -1.0, 0.4], [0.7, 0.1, 0.9], [-0.5, 0.6, 0.3]])
 X = np.array([0.5, -1.0, 2.0, 0.3])
@@ -27,7 +27,7 @@ SPACE = jvi.space(jvi.real(3))
 GUIDES = {
     "mean_field": (jvi.guides.MeanField(SPACE), gaussian.Diagonal(LOC, LOG_SCALE)),
     "full_rank": (jvi.guides.FullRank(SPACE), gaussian.Dense(LOC, LOG_SCALE, LOWER)),
-    "low_rank": (jvi.guides.LowRank(SPACE, rank=1), gaussian.Factored(LOC, LOG_SCALE, FACTOR)),
+    "low_rank": (jvi.guides.LowRank(SPACE, rank=1), low_rank.Factored(LOC, LOG_SCALE, FACTOR)),
 }
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from jvi.gaussian_fits._climb import LOG_2PI, Gaussian
 from jvi.gaussian_fits._draws import with_factors
 from jvi.guides.functions import Guide
-from jvi.guides.gaussian import Factored as Params
-from jvi.guides.gaussian import LowRank
+from jvi.guides.low_rank import Factored as Params
+from jvi.guides.low_rank import LowRank
 from jvi.spaces import Space
 
 _MOST = 50.0  # largest log-scale
