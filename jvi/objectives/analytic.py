@@ -97,7 +97,7 @@ class Decomposed:
 
     def parts(self, params: Params, rng: PRNGKey, x: Data, *, beta: Any = 1.0) -> tuple[Terms, Aux]:
         """What is averaged over examples, and what came along."""
-        found = self.sampled._particles(lambda key: self._particle(params, key, x), rng)
+        found = self.sampled.each(lambda key: self._particle(params, key, x), rng)
         costs = jax.tree.map(lambda cost: jnp.mean(cost, 0), found.costs)
         plain: Any = sum(found.densities.values())
         total = sum(jnp.sum(cost) for cost in jax.tree.leaves(costs))
@@ -124,7 +124,7 @@ class Decomposed:
         return densities["log likelihood"] + beta * densities.get("log prior", 0.0)
 
     def _particle(self, params: Params, rng: PRNGKey, x: Data) -> Particle:
-        densities, found = self.sampled._terms(params, rng, x)
+        densities, found = self.sampled.drawn(params, rng, x)
         log_q = densities.pop("log q")
         log_w: Any = sum(densities.values()) - log_q
         if self.by_kl:

@@ -103,7 +103,7 @@ class MonteCarlo:
 
     def particles(self, params: Params, rng: PRNGKey, x: Data, beta: Any = 1.0) -> Weight:
         """The weights of K particles, each leaf [K, ...]."""
-        return self._particles(lambda key: self._weight(params, key, x, beta), rng)
+        return self.each(lambda key: self._weight(params, key, x, beta), rng)
 
     def absorb(self, params: Params, aux: Aux) -> Params:
         """The parameters after a step, with what the optimizer does not change."""
@@ -111,12 +111,14 @@ class MonteCarlo:
 
     def terms(self, params: Params, rng: PRNGKey, x: Data) -> dict[str, Array]:
         """The terms of the log-weights [K], of the very draws that `__call__` takes with this key: for error reports."""
-        return self._particles(lambda key: self._terms(params, key, x)[0], rng)
+        return self.each(lambda key: self.drawn(params, key, x)[0], rng)
 
-    def _particles(self, one: Callable[[PRNGKey], Any], rng: PRNGKey) -> Any:
+    def each(self, one: Callable[[PRNGKey], Any], rng: PRNGKey) -> Any:
+        """`one(key)` for each of K particles, each leaf [K, ...]."""
         return each_particle(one, rng, self.num_samples, self.noise, self.chunk_size)
 
-    def _terms(self, params: Params, rng: PRNGKey, x: Data) -> tuple[dict[str, Array], Draw]:
+    def drawn(self, params: Params, rng: PRNGKey, x: Data) -> tuple[dict[str, Array], Draw]:
+        """One particle's log-densities by name, and its draw."""
         found = draw(self.gradient, self.guide, params.guide, rng, x)
         if found.log_mass is None:
             terms = terms_of(self.model, params.model, rng, x, found.z, batched=self.num_samples > 1)
@@ -125,7 +127,7 @@ class MonteCarlo:
         return {**terms, "log q": jnp.broadcast_to(found.log_q, found.log_mass.shape)}, found
 
     def _weight(self, params: Params, rng: PRNGKey, x: Data, beta: Any) -> Weight:
-        terms, found = self._terms(params, rng, x)
+        terms, found = self.drawn(params, rng, x)
         log_q = terms.pop("log q")
         if found.log_mass is None:
             log_w = log_weight(terms, log_q, beta)
