@@ -77,7 +77,7 @@ def largest_z(case: Case, build: Callable[[Any, Any], Any], by_hand: Callable[..
     gap = seen[0].mean(0) - seen[1].mean(0)
     error = np.sqrt(sum(each.var(0, ddof=1) / num_keys for each in seen))
     # What has no noise is compared as it is, and counts as far apart where it differs in the fifth digit.
-    return float(np.max(np.abs(gap) / np.maximum(error, 1e-6 * np.abs(seen[0].mean(0)) + 1e-12)))
+    return float(np.max(np.abs(gap) / np.maximum(error, 1e-5 * np.abs(seen[0].mean(0)) + 1e-12)))
 
 
 def _directions(size: int) -> np.ndarray:
