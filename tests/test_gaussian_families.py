@@ -10,11 +10,11 @@ import pytest
 import jvi
 from jvi._targets import Density, target_of
 from jvi.gaussian_fits import families
-from jvi.gaussian_fits._banded import Banded
 from jvi.gaussian_fits._climb import Gaussian
 from jvi.gaussian_fits._draws import nearby, whitened, with_factors
 from jvi.gaussian_fits._factored import Covariance, Factored, patched
 from jvi.gaussian_fits._saa import fitted
+from jvi.gaussian_fits._sparse import Sparse, newton, pattern, probed
 from jvi.gaussian_fits.matching import _proximal, matched_and_patched
 from jvi.gaussian_fits.natural import natural_ascent
 
@@ -254,10 +254,61 @@ def test_draws_have_exact_moments_where_they_are_promised():
 def test_a_probed_chain_has_the_precision_of_its_target(name):
     family, covariance = CASES[name]
     precision = np.linalg.inv(covariance)
-    member = Banded.probed(density_of(gaussian(MEAN, precision), SIZE), np.zeros(SIZE), np.ones(SIZE), family.block_size)
-    root = member._solve(np.eye(SIZE)).T
+    member = family.spread(density_of(gaussian(MEAN, precision), SIZE), np.zeros(SIZE), np.ones(SIZE))
     # Gradients are linear: rounding, 1e-16 over steps of 6e-6, is all there is.
-    np.testing.assert_allclose(np.linalg.inv(root @ root.T), precision, atol=1e-8 * np.abs(precision).max())
+    assert_precision(member, precision, 1e-8)
+
+
+def assert_precision(member, precision, tolerance):
+    root = member.root()
+    np.testing.assert_allclose(np.linalg.inv(root @ root.T), precision, atol=tolerance * np.abs(precision).max())
+
+
+def tree_with_free_ones(width=2, num_nodes=9, num_free=3):
+    """A precision whose zeros are a random tree's, beside coordinates that all depend on; and its pattern, all in a mixed-up order."""
+    rng = np.random.default_rng(5)
+    parents = np.array([-1] + [rng.integers(i) for i in range(1, num_nodes)])
+    node = rng.permutation(np.concatenate([np.full(num_free, -1), np.repeat(np.arange(num_nodes), width)]))
+    found = pattern(node, parents)
+    root = np.diag(rng.uniform(1.0, 3.0, len(node)))
+    root[found.rows, found.columns] = 0.5 * rng.normal(size=len(found.rows))
+    precision = np.empty_like(root)
+    precision[np.ix_(found.order, found.order)] = root.T @ root
+    return found, precision
+
+
+def test_a_probed_tree_has_the_precision_of_its_target():
+    found, precision = tree_with_free_ones()
+    mean = np.random.default_rng(6).normal(size=len(precision))
+    density = density_of(gaussian(mean, precision), len(precision))
+    start = Sparse.spread(np.zeros(len(precision)), found, np.ones(len(precision)))
+    slope, member = probed(density, start)
+    assert_precision(member, precision, 1e-8)
+    np.testing.assert_allclose(slope, precision @ mean, rtol=1e-9)
+    # A Newton step is at the optimum, whatever the draws.
+    noise = start.draws(np.random.default_rng(7), 16)
+    there = newton(density, start, noise)
+    np.testing.assert_allclose(there.loc, mean, atol=1e-6)
+    assert_precision(there, precision, 1e-7)
+
+
+def test_the_slope_of_a_sparse_member_is_that_of_its_elbo():
+    found, precision = tree_with_free_ones()
+    rng, size = np.random.default_rng(8), len(precision)
+    density = density_of(gaussian(np.zeros(size), precision), size)
+    start = Sparse.of(Gaussian(rng.normal(size=size), 0.7 * np.linalg.cholesky(np.linalg.inv(precision)), 0.0), found)
+    assert_precision(start, precision / 0.49, 1e-9)
+    noise, params, direction = start.draws(rng, 32), 0.1 * rng.normal(size=start.num_params), rng.normal(size=start.num_params)
+
+    def elbo(params):
+        member = start.moved(params)
+        return density.values(member.out(noise)).mean() + member.entropy()
+
+    slope = start.slope(params, noise, density.grads(start.moved(params).out(noise))[1])
+    by_difference = (elbo(params + 1e-5 * direction) - elbo(params - 1e-5 * direction)) / 2e-5
+    np.testing.assert_allclose(slope @ direction, by_difference, rtol=1e-6)
+    member = start.moved(params)
+    np.testing.assert_allclose(member.log_prob(noise).mean(), -member.entropy(), rtol=1e-2)
 
 
 def test_patches_keep_members_and_come_closer_to_others():

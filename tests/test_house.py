@@ -61,7 +61,7 @@ LAYERS = [
     {"_drive"},
     {"adapt"},
     {"fit"},
-    {"posterior", "gaussian_fits._optima", "gaussian_fits._triangular", "gaussian_fits._banded", "gaussian_fits._factored"},
+    {"posterior", "gaussian_fits._optima", "gaussian_fits._triangular", "gaussian_fits._sparse", "gaussian_fits._factored"},
     {"diagnostics.verdict", "diagnostics.gradient"},
     {"gaussian_fits._weigh", "gaussian_fits._saa", "gaussian_fits._bends", "gaussian_fits.families"},
     {"diagnostics", "gaussian_fits._shared"},

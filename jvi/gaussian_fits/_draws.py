@@ -24,14 +24,30 @@ def nearby(rng: np.random.Generator, num_draws: int, size: int) -> np.ndarray:
 
     A sample average is exact for every quadratic without products of columns farther apart.
     """
+    return along(rng, num_draws, 0, np.arange(-1, size - 1), 1)
+
+
+def along(rng: np.random.Generator, num_draws: int, num_free: int, parents: np.ndarray, width: int) -> np.ndarray:
+    """The same where dependence is a tree's: the first `num_free` columns are exactly uncorrelated with all others, and those of a tree's node with
+    those of the nodes above it, as many as num_draws / 4 allow; all of them where they are few.
+
+    A sample average is exact for every quadratic without other products.
+    """
+    size = num_free + width * len(parents)
     if num_draws >= 4 * size:
         return whitened(rng, num_draws, size)
-    count, width = num_draws // 2, num_draws // 4
+    count, most = num_draws // 2, max(num_draws // 4 - num_free, width)
     columns = rng.normal(size=(size, count))  # a row each, which lie together in memory
-    for k in range(size):
-        before = columns[max(0, k - width + 1) : k]
-        columns[k] -= (before @ columns[k]) @ before / count
-        columns[k] *= np.sqrt(count) / np.linalg.norm(columns[k])
+    columns[:num_free] = np.sqrt(count) * np.linalg.qr(columns[:num_free].T)[0].T
+    above: list[list[int]] = []
+    for i, parent in enumerate(parents):
+        path = above[parent] if parent >= 0 else []
+        for k in range(num_free + width * i, num_free + width * (i + 1)):
+            before = np.concatenate([columns[:num_free], columns[path[-most:]]])
+            columns[k] -= (before @ columns[k]) @ before / count
+            columns[k] *= np.sqrt(count) / np.linalg.norm(columns[k])
+            path = [*path[-most:], k]
+        above.append(path)
     half = columns.T
     return np.concatenate([half, -half])
 

@@ -9,9 +9,9 @@ import numpy as np
 from jvi._checks import check_count
 from jvi._spec import spec
 from jvi._targets import Density
-from jvi.gaussian_fits._banded import Banded
 from jvi.gaussian_fits._climb import Gaussian
 from jvi.gaussian_fits._factored import Factored
+from jvi.gaussian_fits._sparse import Pattern, Sparse, pattern, probed
 from jvi.gaussian_fits._triangular import Triangular
 from jvi.spaces import Space
 
@@ -186,13 +186,18 @@ class Markov:
                 "A latent real(T, b) has T blocks of b coordinates."
             )
 
-    def near(self, space: Space, gaussian: Gaussian) -> Banded:
+    def near(self, space: Space, gaussian: Gaussian) -> Sparse:
         """The member to begin from where a dense Gaussian is known."""
-        return Banded.of(gaussian, self.block_size)
+        return Sparse.of(gaussian, self._pattern(space))
 
-    def spread(self, density: Density, loc: np.ndarray, scale: np.ndarray) -> Banded:
+    def spread(self, density: Density, loc: np.ndarray, scale: np.ndarray) -> Sparse:
         """The member to begin from where only a point and widths are known: that of the curvature there."""
-        return Banded.probed(density, loc, scale, self.block_size)
+        plain = Sparse.spread(loc, self._pattern(density.target.space), scale)
+        return probed(density, plain)[1] or plain
+
+    def _pattern(self, space: Space) -> Pattern:
+        blocks = space.size // self.block_size
+        return pattern(np.repeat(np.arange(blocks), self.block_size), np.arange(-1, blocks - 1))
 
 
 Family = FullRank | Diagonal | Blocks | LowRank | Markov
