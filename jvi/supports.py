@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvi import _bijectors
+from jvi._checks import check_count
+from jvi._parents import chain, check_parents
 from jvi._spec import spec
 from jvi._typing import Array, Scalar
 
@@ -25,7 +27,9 @@ __all__ = [
     "positive",
     "positive_ordered",
     "real",
+    "sequence",
     "simplex",
+    "tree",
     "unit_interval",
     "unit_vector",
     "upper_bounded",
@@ -50,6 +54,7 @@ class Support:
       bijector: builds the TFP bijector; None for the identity.
       limits: the range of `u` within which the map is exact, for a dtype.
       loc, scale: the affine map applied after the bijector.
+      parents: which entry of the leading axis depends on which, where that was declared: a rooted tree, as in `jvi.guides.Tree`.
 
     Example:
       >>> import jvi
@@ -64,6 +69,7 @@ class Support:
     limits: Limits | None = None
     loc: float = 0.0
     scale: float = 1.0
+    parents: tuple[int, ...] | None = None
 
     @property
     def size(self) -> int:
@@ -104,6 +110,36 @@ class Support:
 def real(*shape: int) -> Support:
     """Any real number: `real()`, `real(3)`, `real(2, 3)`."""
     return Support("real", _shape(shape), _shape(shape))
+
+
+def sequence(num_steps: int, dim: int | None = None) -> Support:
+    """Real numbers [T, D], or [T], of which every step depends on its neighbours: as `real`, for guides that follow a chain.
+
+    Raises:
+      TypeError, ValueError: if `num_steps` or `dim` is not a whole number, 1 or more.
+
+    Example:
+      >>> import jvi
+      >>> jvi.space({"level": jvi.sequence(100), "noise": jvi.positive()})
+      space(level: sequence[100], noise: positive[])
+    """
+    return _linked("sequence", chain(check_count(num_steps, "num_steps")), dim)
+
+
+def tree(parents: Any, dim: int | None = None) -> Support:
+    """Real numbers [n, D], or [n], of which every node depends on its parent and children: as `real`, for guides that follow a tree.
+
+    `parents[i]` is less than i, and the root's is -1.
+
+    Raises:
+      TypeError, ValueError: if `parents` is no such array, naming the node.
+
+    Example:
+      >>> import jvi
+      >>> jvi.tree([-1, 0, 0], dim=2), jvi.tree([-1, 0, 1]) == jvi.tree([-1, 0, 0])
+      (tree[3,2], False)
+    """
+    return _linked("tree", check_parents(parents), dim)
 
 
 def positive(*shape: int) -> Support:
@@ -193,6 +229,11 @@ def cholesky_covariance(size: int) -> Support:
 
 def _elementwise(name: str, shape: Any, bijector: Any, limits: Limits, loc: float = 0.0, scale: float = 1.0) -> Support:
     return Support(name, _shape(shape), _shape(shape), bijector, limits, loc, scale)
+
+
+def _linked(name: str, parents: tuple[int, ...], dim: int | None) -> Support:
+    shape = (len(parents),) if dim is None else (len(parents), check_count(dim, "dim"))
+    return Support(name, shape, shape, parents=parents)
 
 
 def _shape(shape: tuple[Any, ...]) -> tuple[int, ...]:

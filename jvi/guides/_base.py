@@ -33,5 +33,10 @@ def check(space: Space, init_scale: float) -> None:
     """Raise for what is no space, and for a scale that is none."""
     if not isinstance(space, Space):
         raise TypeError(f"space must be made by jvi.space, as in jvi.space({{'w': jvi.real(3)}}); got {space!r}.")
+    check_scale(init_scale)
+
+
+def check_scale(init_scale: float) -> None:
+    """Raise for a scale that is none."""
     if not init_scale > 0.0:
         raise ValueError(f"init_scale must be positive, got {init_scale}.")
