@@ -19,6 +19,8 @@ from jvi.gaussian_fits._climb import LOG_2PI, Climb, Gaussian, climb
 from jvi.gaussian_fits._draws import whitened
 from jvi.gaussian_fits._optima import MASS, distinct, others
 from jvi.gaussian_fits._saa import diagonal, full_rank
+from jvi.gaussian_fits._sparse import declared
+from jvi.gaussian_fits._trees import tree_fit
 from jvi.gaussian_fits._weigh import DRAWS, KHAT, Weighed, weigh
 from jvi.posterior import Posterior
 
@@ -29,6 +31,7 @@ _FEW = 40  # coordinates up to which mixtures adapt: their covariances are learn
 _VALLEYS = 10  # coordinates up to which many components trace a curved valley
 _DENSE = 600  # coordinates up to which every entry of a covariance is fitted
 _LARGE_STEPS = 4  # of Newton's method in more coordinates than that, each a gradient a coordinate
+_TREE = 100  # coordinates from which a declared chain or tree is fitted as such
 _BEND = 128  # coordinates up to which frames bend
 _UNBOUNDED = 1e50  # nats, where an ascent is taken to have no end
 _MORE = 40_000  # draws of a proposal, where 10,000 are worth too few
@@ -72,7 +75,9 @@ class Run:
             return self.journal.weighted(*best, drift=0.0)
 
     def search(self) -> Posterior:
-        fits = self.refine(self.explore())
+        points = self.look()
+        grown = self.grow(points[0])
+        fits = grown or self.refine(self.explore(points))
         empty = 0
         for _ in range(_ROUNDS):
             before, fits = fits, self.scatter(fits)
@@ -83,12 +88,13 @@ class Run:
             self.journal.doubts[f"{_ROUNDS} searches for optima had no end"] = (
                 "Look for a symmetry that makes optima alike, and break it."
             )
-        self.frame = self.journal.gaussian = Affine(fits[0].loc, fits[0].chol)
-        self.journal.elbo = self.fresh_elbo(self.frame)
-        mixture = proposal(self.frame, fits)
-        weighed = self.weigh(mixture)
-        if weighed.good and weighed.ess >= 0.5 * len(weighed.u):
-            return self.journal.weighted(weighed, mixture, 0.0)
+        if found := self.passed(fits):
+            return found
+        if grown and self.size <= _DENSE:
+            fits = self.refine([*fits, *self.explore(points)])
+            if found := self.passed(fits):
+                return found
+        weighed, mixture = self.weighed
         before = self.journal.elbo
         if bent := self.bend(fits):
             again = self.weigh(bent)
@@ -107,6 +113,14 @@ class Run:
                 weighed, mixture = again, better
         return self.bridge(mixture)
 
+    def passed(self, fits: list[Gaussian]) -> Posterior | None:
+        """The posterior, where the weights of the Gaussians' draws are even."""
+        self.frame = self.journal.gaussian = Affine(fits[0].loc, fits[0].chol)
+        self.journal.elbo = self.fresh_elbo(self.frame)
+        mixture = proposal(self.frame, fits)
+        self.weighed = weighed, _ = self.weigh(mixture), mixture
+        return self.journal.weighted(weighed, mixture, 0.0) if weighed.good and weighed.ess >= 0.5 * len(weighed.u) else None
+
     def settled(self, weighed: Weighed, mixture: Mixture) -> Posterior | None:
         """The posterior, where the weights pass and Hamiltonian moves leave the draws where they are."""
         if weighed.khat + weighed.khat_se < KHAT and weighed.ess < 0.5 * len(weighed.u):
@@ -118,8 +132,9 @@ class Run:
 
     # -- stages ------------------------------------------------------------------------------------------------------------
 
-    def explore(self) -> list[Gaussian]:
-        self.journal.begin("explore")
+    def look(self) -> np.ndarray:
+        """Points [S, D] where the target is finite, the best to begin from first."""
+        self.journal.begin("look")
         # In order of preference: the origin, Stan's box, a small box, a wide cloud.
         box = self.rng.uniform(-2.0, 2.0, size=(191, self.size)) * np.where(np.arange(191) < 127, 1.0, 0.2)[:, None]
         points = np.concatenate([np.zeros((1, self.size)), box, 5.0 * self.rng.normal(size=(64, self.size))])
@@ -137,8 +152,29 @@ class Run:
                 f"the log-joint has no slope in {', '.join(flat[:5])} at any of {int(finite.sum())} points: the posterior is improper "
                 "there, or the log-joint is a step function. Give it a prior, sum a discrete latent out, or take it out of the space."
             )
+        self.journal.end(f"finite at {int(finite.sum())} of {len(points)} points")
+        return points[finite]
+
+    def grow(self, begin: np.ndarray) -> list[Gaussian]:
+        """The Gaussian of a chain or tree that the space declares."""
+        pattern = declared(self.density.target.space)
+        if pattern is None or self.size < _TREE:
+            return []
+        self.rough = self.size > _DENSE
+        self.journal.begin("grow")
+        self.journal.num_starts = self.journal.num_optima = 1
+        found = tree_fit(self.density, pattern, begin, self.rng)
+        self.fits = [found] if np.isfinite(found.elbo) else []
+        self.journal.end(
+            f"Gaussian of a tree of {len(pattern.parents):,} nodes and {pattern.num_free} free coordinates, sample-average ELBO "
+            f"{found.elbo:.2f}"
+        )
+        return self.fits
+
+    def explore(self, points: np.ndarray) -> list[Gaussian]:
+        self.journal.begin("explore")
         self.journal.num_starts = starts = _STARTS if self.size <= 100 else 2 if self.size <= _DENSE else 1
-        begin, large = points[finite][:starts], self.size > _DENSE
+        begin, large = points[:starts], self.size > _DENSE
         if large:  # the highest point of many coordinates may lie far from where the mass is
             narrow = Gaussian(begin[0], 0.1 * np.eye(self.size), -np.inf)
             draws = whitened(self.rng, 64, self.size, dense=False)

@@ -65,7 +65,7 @@ LAYERS = [
     {"posterior", "gaussian_fits._optima", "gaussian_fits._triangular", "gaussian_fits._sparse", "gaussian_fits._factored"},
     {"diagnostics.verdict", "diagnostics.gradient"},
     {"gaussian_fits._weigh", "gaussian_fits._saa", "gaussian_fits._bends", "gaussian_fits.families"},
-    {"diagnostics", "gaussian_fits._shared"},
+    {"diagnostics", "gaussian_fits._shared", "gaussian_fits._trees"},
     {"gaussian_fits.fits", "gaussian_fits.matching", "gaussian_fits.natural"},
     {"gaussian_fits"},
     {"_journal", "_proposals"},
