@@ -20,6 +20,7 @@ from jvi import (
     supports,
     svi,
 )
+from jvi._spec import recipe
 from jvi.adapt import Adapted, adapt
 from jvi.diagnostics import diagnose, gradient_report
 from jvi.fit import fit, fit_batches
@@ -93,6 +94,7 @@ __all__ = [
     "positive_ordered",
     "posterior",
     "real",
+    "recipe",
     "renyi",
     "schedules",
     "sequence",

@@ -63,6 +63,28 @@ class Recipe:
         return self.function(*self.args, **dict(self.kwargs))
 
 
+def recipe(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Recipe:
+    """A call put off, which compares by value: what a spec holds in place of an object that holds arrays, such as a bijector.
+
+    Args:
+      function: makes the object; compared by identity.
+      args, kwargs: its arguments, hashable.
+
+    Raises:
+      TypeError: if `function` is not one, or an argument cannot be hashed.
+
+    Example:
+      >>> import jvi
+      >>> jvi.recipe(max, 3, 5) == jvi.recipe(max, 3, 5), jvi.recipe(max, 3, 5).build()
+      (True, 5)
+    """
+    if not callable(function):
+        raise TypeError(
+            f"function must make what the recipe is of, such as tfb.Scale, followed by its arguments; got {function!r}."
+        )
+    return Recipe(function, args, tuple(sorted(kwargs.items())))
+
+
 def _check_hashable(owner: str, name: str, value: Any) -> None:
     try:
         hash(value)

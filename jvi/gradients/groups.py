@@ -11,6 +11,7 @@ from jvi._spec import spec
 from jvi._typing import Data, Latent, Params, PRNGKey, Scalar
 from jvi.gradients._draw import Draw, draw
 from jvi.gradients.reparameterized import default
+from jvi.guides._places import opened, part
 
 
 @spec
@@ -31,6 +32,7 @@ class ByGroup:
 
     def draw(self, guide: Any, params: Params, rng: PRNGKey, x: Data) -> Draw:
         """The same, with what is to be scored and what is enumerated."""
+        guide, params, x = opened(guide, params, x)
         return self._from(guide, params, dict(zip(guide.names, jax.random.split(rng, len(guide.names)), strict=True)), x, {})
 
     def check(self, guide: Any) -> None:
@@ -42,22 +44,24 @@ class ByGroup:
         unknown = [name for name, _ in self.groups if name not in guide.names]
         if unknown:
             raise ValueError(f"gradients.by_group names {', '.join(unknown)}; the guide's parts are {', '.join(guide.names)}.")
-        for name, part in guide.parts:
-            gradient = self.of(name, part)
+        for name, one in guide.parts:
+            gradient = self.of(name, one)
             if hasattr(gradient, "check"):
-                gradient.check(part)
+                with part(name):
+                    gradient.check(one)
 
-    def of(self, name: str, part: Any) -> Any:
+    def of(self, name: str, guide: Any) -> Any:
         """The estimator of one part."""
-        return dict(self.groups).get(name) or default(part)
+        return dict(self.groups).get(name) or default(guide)
 
     def _from(self, guide: Any, params: Params, keys: dict[str, PRNGKey], x: Data, before: dict[str, Latent]) -> Draw:
         """The draws of the parts after those in `before`."""
-        left = [(name, part) for name, part in guide.parts if name not in before]
+        left = [(name, one) for name, one in guide.parts if name not in before]
         if not left:
             return Draw({}, jnp.zeros(()))
-        name, part = left[0]
-        first = draw(self.of(name, part), part, params[name], keys[name], guide.seen(x, before))
+        name, one = left[0]
+        with part(name):
+            first = draw(self.of(name, one), one, params[name], keys[name], guide.seen(x, before))
         if first.log_mass is None:
             rest = self._from(guide, params, keys, x, {**before, name: first.z})
             if (mass := rest.log_mass) is not None:

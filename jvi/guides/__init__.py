@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from jvi.guides.amortize import amortize, num_params
 from jvi.guides.autoregressive import AutoregressiveSequence, Gated
 from jvi.guides.compose import product, sequence
 from jvi.guides.conditional import conditional
 from jvi.guides.functions import Guide, from_distribution, from_functions
 from jvi.guides.gaussian import FullRank, MeanField
+from jvi.guides.given import given
+from jvi.guides.hold import freeze, partial
 from jvi.guides.low_rank import LowRank
 from jvi.guides.markov import Markov
+from jvi.guides.plate import plate
+from jvi.guides.transform import transform
 from jvi.guides.tree import Tree
 
 __all__ = [
@@ -20,9 +25,16 @@ __all__ = [
     "Markov",
     "MeanField",
     "Tree",
+    "amortize",
     "conditional",
+    "freeze",
     "from_distribution",
     "from_functions",
+    "given",
+    "num_params",
+    "partial",
+    "plate",
     "product",
     "sequence",
+    "transform",
 ]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jvi import _tree
 from jvi._spec import spec
 from jvi._typing import Data, Latent, Params, PRNGKey, Scalar
+from jvi.guides._places import check_guide, part, with_part
 from jvi.guides.functions import Guide
 
 
@@ -22,9 +25,9 @@ class Parts:
     def __post_init__(self) -> None:
         if not self.parts:
             raise ValueError("a guide needs at least one part, as in jvi.guides.product(a=guide_of_a, b=guide_of_b).")
-        for name, part in self.parts:
-            if not isinstance(part, Guide):
-                raise TypeError(f"{name} must be a guide, with the methods init and sample_and_log_prob, got {part!r}.")
+        for name, one in self.parts:
+            with part(name):
+                check_guide(one)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -34,7 +37,7 @@ class Parts:
     @property
     def reparameterized(self) -> bool:
         """Whether all parts are known to have a path."""
-        return all(getattr(part, "reparameterized", False) for _, part in self.parts)
+        return all(getattr(one, "reparameterized", False) for _, one in self.parts)
 
     def seen(self, x: Data, before: dict[str, Latent]) -> Data:
         """What a part sees that comes after those in `before`."""
@@ -43,19 +46,36 @@ class Parts:
     def init(self, rng: PRNGKey, x: Data) -> dict[str, Params]:
         """Initial parameters by part."""
         params, before = {}, {}
-        for (name, part), key in zip(self.parts, jax.random.split(rng, len(self.parts)), strict=True):
-            params[name] = part.init(key, self.seen(x, before))
-            if self.chained:
-                before[name] = part.sample_and_log_prob(params[name], key, self.seen(x, before))[0]
+        for (name, one), key in zip(self.parts, jax.random.split(rng, len(self.parts)), strict=True):
+            with part(name):
+                params[name] = one.init(key, self.seen(x, before))
+                if self.chained:
+                    before[name] = one.sample_and_log_prob(params[name], key, self.seen(x, before))[0]
         return params
 
     def sample_and_log_prob(self, params: dict[str, Params], rng: PRNGKey, x: Data) -> tuple[dict[str, Latent], Scalar]:
         """One draw and its log-density."""
+        self.check("the parameters", params)
         z, total = {}, jnp.zeros(())
-        for (name, part), key in zip(self.parts, jax.random.split(rng, len(self.parts)), strict=True):
-            z[name], log_q = part.sample_and_log_prob(params[name], key, self.seen(x, z))
+        for (name, one), key in zip(self.parts, jax.random.split(rng, len(self.parts)), strict=True):
+            with part(name):
+                z[name], log_q = one.sample_and_log_prob(params[name], key, self.seen(x, z))
             total = total + log_q
         return z, total
+
+    def check(self, what: str, tree: Any) -> None:
+        """Refuse a dict that has not the parts' names."""
+        if not isinstance(tree, dict) or set(tree) != set(self.names):
+            came = ", ".join(map(str, tree)) if isinstance(tree, dict) else _tree.shapes(tree)
+            raise ValueError(f"{what} must be a dict by part, of {', '.join(self.names)}; got {came}.")
+
+    def with_part(self, path: Sequence[str], change: Callable[[Any], Any]) -> Guide:
+        """The same with the part at `path` changed."""
+        if path[0] not in self.names:
+            raise ValueError(f"there is no part {path[0]!r}; the parts are {', '.join(self.names)}.")
+        with part(path[0]):
+            changed = {path[0]: with_part(dict(self.parts)[path[0]], path[1:], change)}
+        return _composed(Parts(tuple((name, changed.get(name, one)) for name, one in self.parts), self.chained))
 
 
 @spec
@@ -73,6 +93,11 @@ class Composed:
     def names(self) -> tuple[str, ...]:
         """Names of the parts."""
         return self.inner.names
+
+    @property
+    def chained(self) -> bool:
+        """Whether each part sees what came before it."""
+        return self.inner.chained
 
     @property
     def reparameterized(self) -> bool:
@@ -93,11 +118,18 @@ class Composed:
 
     def log_prob(self, params: dict[str, Params], x: Data, z: dict[str, Latent]) -> Scalar:
         """The log-density of `z`, nats."""
+        self.inner.check("the parameters", params)
+        self.inner.check("z", z)
         total, before = jnp.zeros(()), {}
-        for name, part in self.parts:
-            total = total + part.log_prob(params[name], self.seen(x, before), z[name])
+        for name, one in self.parts:
+            with part(name):
+                total = total + one.log_prob(params[name], self.seen(x, before), z[name])
             before[name] = z[name]
         return total
+
+    def with_part(self, path: Sequence[str], change: Callable[[Any], Any]) -> Guide:
+        """The same with the part at `path` changed."""
+        return self.inner.with_part(path, change)
 
 
 def product(**parts: Any) -> Guide:
@@ -147,4 +179,4 @@ def sequence(**parts: Any) -> Guide:
 
 
 def _composed(parts: Parts) -> Guide:
-    return Composed(parts) if all(hasattr(part, "log_prob") for _, part in parts.parts) else parts
+    return Composed(parts) if all(hasattr(one, "log_prob") for _, one in parts.parts) else parts

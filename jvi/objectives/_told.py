@@ -9,6 +9,7 @@ import jax
 
 from jvi import _distributions
 from jvi._typing import Array, Data, Latent, PyTree, Scalar
+from jvi.guides._places import opened, part
 
 
 class Whole:
@@ -27,9 +28,11 @@ class Whole:
 def told(guide: Any, params: Any, x: Data, z: Latent, log_q: Scalar | None, by_entropy: bool) -> PyTree:
     """The guide's distributions by latent, at a draw that later parts may see."""
     if hasattr(guide, "parts") and hasattr(guide, "log_prob"):
+        guide, params, x = opened(guide, params, x)
         found, before = {}, {}
-        for name, part in guide.parts:
-            found[name] = told(part, params[name], guide.seen(x, before), z[name], None, by_entropy)
+        for name, one in guide.parts:
+            with part(name):
+                found[name] = told(one, params[name], guide.seen(x, before), z[name], None, by_entropy)
             before[name] = z[name]
         return found
     density = (lambda z: guide.log_prob(params, x, z)) if log_q is None else (lambda z: log_q)
@@ -53,5 +56,4 @@ def by_latent(function: Callable[..., Array], q: PyTree, *others: PyTree) -> PyT
 
 def chained(guide: Any) -> bool:
     """Whether a part's distribution depends on another's draw."""
-    inner = getattr(guide, "inner", None)
-    return getattr(inner, "chained", False) or any(chained(part) for _, part in getattr(guide, "parts", ()))
+    return getattr(guide, "chained", False) or any(chained(one) for _, one in getattr(guide, "parts", ()))

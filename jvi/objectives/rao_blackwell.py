@@ -14,6 +14,7 @@ from jvi._checks import check_count
 from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, PRNGKey, Scalar
 from jvi.controls import Control
+from jvi.guides._places import opened
 from jvi.guides.functions import Guide
 from jvi.models import Model
 from jvi.objectives._base import Aux, Params, check_parts
@@ -70,11 +71,12 @@ class RaoBlackwell:
         """The log-weight; by part, the terms that depend on it; and the log-density to score."""
         z = jax.lax.stop_gradient(self.guide.sample_and_log_prob(params.guide, rng, x)[0])
         scores, before, terms = {}, {}, self._terms(params, x, z, beta)
+        guide, of_parts, seen = opened(self.guide, params.guide, x)
         above: dict[str, frozenset[str]] = {}  # what a part's distribution depends on, directly or by other parts
-        for name, part in self.guide.parts:
+        for name, one in guide.parts:
 
-            def density(before: dict[str, Latent], name: str = name, part: Any = part) -> Scalar:
-                return part.log_prob(params.guide[name], self.guide.seen(x, before), z[name])
+            def density(before: dict[str, Latent], name: str = name, one: Any = one) -> Scalar:
+                return one.log_prob(of_parts[name], guide.seen(seen, before), z[name])
 
             scores[name] = density(before)
             parents = frozenset().union(*(names for names, _ in additive_terms(density, before)))

@@ -1,0 +1,63 @@
+"""Where in a composition something is: errors that name a part by its path, and parts that are found by theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from jvi._typing import Data, Params
+from jvi.guides.functions import Guide
+
+
+@contextmanager
+def part(name: str) -> Iterator[None]:
+    """Within it, a ValueError or TypeError is one of the guide's part `name`, and says so.
+
+    Example:
+      >>> from jvi.guides._places import part
+      >>> with part("a"), part("b"):
+      ...     raise ValueError("there is no such thing.")
+      Traceback (most recent call last):
+      ValueError: guide.a.b: there is no such thing.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        # JAX's own subclasses format their messages themselves.
+        if type(error) in (TypeError, ValueError) and len(error.args) == 1:
+            path, message = vars(error).get("in_guide", ("", error.args[0]))
+            vars(error)["in_guide"] = (f".{name}{path}", message)
+            error.args = (f"guide.{name}{path}: {message}",)
+        raise
+
+
+def check_guide(guide: Any) -> Any:
+    """Return `guide` if it is one.
+
+    Raises:
+      TypeError: if it is none.
+    """
+    if not isinstance(guide, Guide) or isinstance(guide, type):
+        raise TypeError(f"a guide must have the methods init and sample_and_log_prob, got {guide!r}.")
+    return guide
+
+
+def opened(guide: Any, params: Params, x: Data) -> tuple[Any, Params, Data]:
+    """The guide whose parts have parameters of their own, with its parameters, and what it sees."""
+    while hasattr(guide, "opened"):
+        guide, params, x = guide.opened(params, x)
+    return guide, params, x
+
+
+def with_part(guide: Any, path: Sequence[str], change: Callable[[Any], Any]) -> Any:
+    """The guide with the part at `path` changed; with no path, itself changed.
+
+    Raises:
+      ValueError: if there is no such part; the message lists those that there are.
+    """
+    if not path:
+        return change(guide)
+    if not hasattr(guide, "with_part"):
+        raise ValueError(f"there is no part {path[0]!r}, because this guide is not made of named parts: {guide!r}.")
+    return guide.with_part(path, change)
