@@ -139,6 +139,7 @@ class Method:
     name: str
 
     def __call__(self, params: Params, x: Data, *rest: Any) -> Any:
+        """The method's value at the inner parameters and data."""
         guide, params, x = self.through.opened(params, x)
         return getattr(guide, self.name)(params, x, *rest)
 
@@ -150,6 +151,7 @@ class Trains:
     through: Through
 
     def __call__(self, params: Params, rng: PRNGKey, x: Data) -> tuple[Any, Params]:
+        """q(z | x) in training, and the parameters with their new state."""
         return self.through.change.train(self.through.guide, params, rng, x)
 
 

@@ -82,7 +82,7 @@ def amortize(guide: Guide, network: Any, *, inputs: Callable[[Data], Any] | None
 
 
 def num_params(guide: Guide, x: Data = None) -> int:
-    """How many real numbers the guide's parameters hold, which is what `amortize`'s network has to emit. Costs nothing: no array is made.
+    """How many real numbers the guide's parameters hold, for `amortize`'s network to emit; no array is made.
 
     Args:
       guide: any.

@@ -144,6 +144,7 @@ class OfDrawn:
     name: str
 
     def __call__(self, params: Params, x: Data, z: dict[str, Latent]) -> Any:
+        """Of the draw without the known latents."""
         known = dict(self.held.known)
         if not isinstance(z, dict) or not set(known) <= set(z):
             raise ValueError(f"z must be a dict, with the known latents {', '.join(known)} in it; got {_tree.shapes(z)}.")
@@ -158,6 +159,7 @@ class WithPoints:
     held: Partial
 
     def __call__(self, params: Params, x: Data) -> Any:
+        """A joint distribution; None where the guide inside tells none by name."""
         inner = self.held.guide.distribution(params, x)
         each = inner.distributions if isinstance(inner, distrax.Joint) else None
         if not isinstance(each, dict):

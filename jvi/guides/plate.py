@@ -106,6 +106,7 @@ class Summed:
     name: str
 
     def __call__(self, params: Params, x: Data, z: Latent) -> Scalar:
+        """Of all copies at `z`, nats."""
         if any(jnp.shape(leaf)[:1] != (self.copies.num,) for leaf in jax.tree.leaves(z)):
             raise ValueError(f"every leaf of a plate's z must have {self.copies.num} copies in front; got {_tree.shapes(z)}.")
         return jnp.sum(self.copies.each(getattr(self.copies.guide, self.name), params, x, 2)(z))
@@ -118,10 +119,12 @@ class Batched:
     copies: Copies
 
     def __call__(self, params: Params, x: Data) -> Any:
+        """One distribution, its batch made an axis of the event."""
+
         def one(params: Params, x: Data, _: Any) -> Any:
             return self.copies.guide.distribution(params, x)
 
-        found = self.copies.each(lambda params, x, _: one(params, x, _), params, x, 2)(jnp.arange(self.copies.num))
+        found = self.copies.each(one, params, x, 2)(jnp.arange(self.copies.num))
         leaves, tree = jax.tree.flatten(_distributions.unjoined(found), is_leaf=_distributions.is_distribution)
         if not leaves or any(tuple(leaf.batch_shape) != (self.copies.num,) for leaf in leaves):
             return None

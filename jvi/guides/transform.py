@@ -89,6 +89,7 @@ class PushedMethod:
     method: Callable[..., Any]
 
     def __call__(self, params: Params, x: Data, *rest: Any) -> Any:
+        """The method's value."""
         return self.method(self.pushed, params, x, *rest)
 
 
