@@ -28,8 +28,9 @@ def nearby(rng: np.random.Generator, num_draws: int, size: int) -> np.ndarray:
 
 
 def along(rng: np.random.Generator, num_draws: int, num_free: int, parents: np.ndarray, width: int) -> np.ndarray:
-    """The same where dependence is a tree's: the first `num_free` columns are exactly uncorrelated with all others, and those of a tree's node with
-    those of the nodes above it, as many as num_draws / 4 allow; all of them where they are few.
+    """The same where dependence is a tree's: the first `num_free` columns are exactly uncorrelated with all others.
+
+    The others, `width` for each node, are so with those of the nodes above, as many as num_draws / 4 allow; all where they are few.
 
     A sample average is exact for every quadratic without other products.
     """

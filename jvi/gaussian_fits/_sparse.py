@@ -29,10 +29,10 @@ class Pattern(NamedTuple):
     Attributes:
       order: coordinates [D].
       num_free: how many are free.
-      before: for each node the nodes above it, the nearest first.
+      parents: of the nodes; -1 for the root.
       rows, columns: of a lower triangular matrix the entries below its diagonal that need not vanish [E].
-      colour: which coordinates may be moved together to hear how gradients answer [D]: free ones alone, and a node's with those of depth
-        more or less by three. A coordinate then hears two of them from its children only, and those tell of it themselves.
+      colour: which coordinates may be moved together to hear how gradients answer [D]: free ones alone, and a node's with those of
+        depth more or less by three. A coordinate then hears two of them from its children only, and those tell of it themselves.
     """
 
     order: np.ndarray
