@@ -19,7 +19,7 @@ from jvi._one_draw import Each, Predict, PredictEach, draw, log_weight
 from jvi._particles import Particles, Summary, named, summarize
 from jvi._precision import precise
 from jvi._typing import Array, Data, Estimate, Latent, PRNGKey, PyTree, Scalar
-from jvi.guides.functions import Guide
+from jvi.guides.functions import Guide, is_point
 from jvi.models import Model
 from jvi.objectives import Params
 from jvi.report import Report
@@ -93,7 +93,7 @@ class Posterior:
           repeat where more are asked for than there are (`report.ess` says how many draws they are worth).
 
         Raises:
-          TypeError, ValueError: for an old-style key, or a count less than 1.
+          TypeError, ValueError: for an old-style key, a count less than 1, or a guide that is a point (`jvi.guides.Delta`).
         """
         if self.particles is not None:
             chosen = self.particles.resample(check_key(rng), check_count(num_samples, "num_samples"))
@@ -266,6 +266,11 @@ def log_weights(posterior: Posterior, rng: PRNGKey, *, num_samples: int, chunk_s
       >>> log_w.shape, bool(abs(log_w).max() < 1e-5)
       ((3,), True)
     """
+    if is_point(posterior.guide):
+        raise ValueError(
+            "a jvi.guides.Delta is a point, without a density: its weights say nothing of the evidence or of how good it is. The "
+            "objective's own value is log p(x, z) there."
+        )
     bare = replace(posterior, particles=None, report=None)  # else every report would compile anew
     return monte_carlo(log_weight, rng, bare, num_samples=num_samples, chunk_size=chunk_size)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, pairwise
-
 import numpy as np
 
 from jvi._checks import check_count
+from jvi._groups import check_groups, groups_of
 from jvi._spec import spec
 from jvi._targets import Density
 from jvi.gaussian_fits._climb import Gaussian
@@ -87,23 +86,11 @@ class Blocks:
 
     def check(self, space: Space) -> None:
         """Raise a ValueError if the groups do not hold each coordinate of the space once."""
-        held = sorted(i for group in self.groups_of(space) for i in group)
-        if held != list(range(space.size)) or not all(self.groups_of(space)):
-            missing = sorted(set(range(space.size)) - set(held))
-            twice = sorted({i for i in held if held.count(i) > 1})
-            other = sorted(set(held) - set(range(space.size)))
-            raise ValueError(
-                f"groups must hold each of the {space.size} coordinates of {space} in one group, and no group be empty; got "
-                f"{len(held)} entries: missing {missing[:5]}, in more than one {twice[:5]}, not of the space {other[:5]}. "
-                "space.names lists the coordinates in their order."
-            )
+        check_groups(space, self.groups)
 
     def groups_of(self, space: Space) -> tuple[tuple[int, ...], ...]:
         """The groups, or those of the space's latents."""
-        if self.groups is not None:
-            return self.groups
-        ends = accumulate((support.size for support in space.supports), initial=0)
-        return tuple(tuple(range(start, end)) for start, end in pairwise(ends) if end > start)
+        return groups_of(space, self.groups)
 
     def near(self, space: Space, gaussian: Gaussian) -> Triangular:
         """The member to begin from where a dense Gaussian is known."""

@@ -11,5 +11,6 @@ from jvi.gradients.groups import by_group
 from jvi.gradients.relaxed import concrete, straight_through
 from jvi.gradients.reparameterized import pathwise, stl
 from jvi.gradients.scored import score
+from jvi.gradients.strata import stratified
 
-__all__ = ["by_group", "concrete", "enumerated", "pathwise", "score", "stl", "straight_through"]
+__all__ = ["by_group", "concrete", "enumerated", "pathwise", "score", "stl", "straight_through", "stratified"]

@@ -13,7 +13,8 @@ from jvi._typing import Data, Latent, Params, PRNGKey
 
 _ADVICE = (
     "Take an estimator that needs no path: gradients.score (jvi.objectives.score, vimco), gradients.enumerated for a finite "
-    "latent, jvi.objectives.disarm or relax for a discrete one; or sum the latent out inside the log-joint."
+    "latent, jvi.objectives.disarm or relax for a discrete one, gradients.stratified (jvi.elbo's default, jvi.objectives.stratified) for a "
+    "jvi.guides.Mixture; or sum the latent out inside the log-joint."
 )
 
 
@@ -23,11 +24,7 @@ def check_path(guide: Any, params: Params, rng: PRNGKey, x: Data, z: Latent) -> 
     Raises:
       TypeError: if a leaf is not a real number, or depends on parameters in a way that has no derivative.
     """
-    for name, leaf in _tree.named_leaves(z, "z"):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(
-                f"{name} is {jnp.result_type(leaf).name}: a draw that is not a real number has no pathwise gradient. {_ADVICE}"
-            )
+    _check_real(z)
     if getattr(guide, "reparameterized", False):
         return
     if hasattr(guide, "distribution"):
@@ -40,6 +37,22 @@ def check_path(guide: Any, params: Params, rng: PRNGKey, x: Data, z: Latent) -> 
     broken = _broken(lambda params: guide.sample_and_log_prob(params, rng, x)[0], params)
     if broken:
         raise TypeError(f"the guide's draws depend on {', '.join(broken)}, but not differentiably. {_ADVICE}")
+
+
+def check_strata(guide: Any, params: Params, rng: PRNGKey, x: Data, z: Latent) -> None:
+    """The same of one draw from every stratum, each leaf [C, ...]."""
+    _check_real(z)
+    broken = _broken(lambda params: guide.strata(params, rng, x)[0], params)
+    if broken:
+        raise TypeError(f"the draws of the guide's strata depend on {', '.join(broken)}, but not differentiably. {_ADVICE}")
+
+
+def _check_real(z: Latent) -> None:
+    for name, leaf in _tree.named_leaves(z, "z"):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"{name} is {jnp.result_type(leaf).name}: a draw that is not a real number has no pathwise gradient. {_ADVICE}"
+            )
 
 
 def _broken(sample: Any, params: Params) -> list[str]:

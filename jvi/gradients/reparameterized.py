@@ -9,6 +9,7 @@ import jax
 
 from jvi._typing import Data, Latent, Params, PRNGKey, Scalar
 from jvi.gradients._paths import check_path
+from jvi.gradients.strata import stratified
 
 
 def pathwise(guide: Any, params: Params, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
@@ -68,5 +69,7 @@ def stl(guide: Any, params: Params, rng: PRNGKey, x: Data) -> tuple[Latent, Scal
 
 
 def default(guide: Any) -> Callable[..., Any]:
-    """`stl` where the guide has a `log_prob`, else `pathwise`."""
+    """`stratified` where the guide has strata, as mixtures have, `stl` where it has a `log_prob`, else `pathwise`."""
+    if hasattr(guide, "strata"):
+        return stratified
     return stl if hasattr(guide, "log_prob") else pathwise

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from jvi.guides.amortize import amortize, num_params
 from jvi.guides.autoregressive import AutoregressiveSequence, Gated
+from jvi.guides.block_diagonal import BlockDiagonal
 from jvi.guides.compose import product, sequence
 from jvi.guides.conditional import conditional
+from jvi.guides.delta import Delta
 from jvi.guides.functions import Guide, from_distribution, from_functions
 from jvi.guides.gaussian import FullRank, MeanField
 from jvi.guides.given import given
@@ -18,6 +20,15 @@ from jvi.guides.tree import Tree
 
 __all__ = [
     "AutoregressiveSequence",
+from jvi.guides.mixture import Mixture
+from jvi.guides.precision import Precision
+from jvi.guides.sinh_arcsinh import DenseSinhArcsinh, SinhArcsinh
+from jvi.guides.student_t import StudentT
+
+__all__ = [
+    "BlockDiagonal",
+    "Delta",
+    "DenseSinhArcsinh",
     "FullRank",
     "Gated",
     "Guide",
@@ -26,6 +37,10 @@ __all__ = [
     "MeanField",
     "Tree",
     "amortize",
+    "Mixture",
+    "Precision",
+    "SinhArcsinh",
+    "StudentT",
     "conditional",
     "freeze",
     "from_distribution",

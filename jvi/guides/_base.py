@@ -22,6 +22,11 @@ def log_standard(eps: Array) -> Scalar:
     return -0.5 * (jnp.sum(eps**2) + eps.shape[0] * LOG_2PI)
 
 
+def below(lower: Array) -> Array:
+    """What lies below the diagonal of a root relative to that diagonal, of parameters [..., D, D] relative to sqrt(D) besides."""
+    return jnp.tril(lower, -1) / math.sqrt(lower.shape[-1])
+
+
 def gaussian_entropy(space: Space, log_root_det: Scalar, z: Latent) -> Scalar:
     """The entropy of a Gaussian on the coordinates whose Cholesky factor has this log-determinant, plus log|det dz/du| at `z`."""
     gaussian = log_root_det + 0.5 * space.size * (1.0 + LOG_2PI)

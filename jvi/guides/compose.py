@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ from jvi import _tree
 from jvi._spec import spec
 from jvi._typing import Data, Latent, Params, PRNGKey, Scalar
 from jvi.guides._places import check_guide, part, with_part
+from jvi.guides._strata import strata_of_parts
 from jvi.guides.functions import Guide
 
 
@@ -130,6 +133,12 @@ class Composed:
     def with_part(self, path: Sequence[str], change: Callable[[Any], Any]) -> Guide:
         """The same with the part at `path` changed."""
         return self.inner.with_part(path, change)
+    @property
+    def strata(self) -> Callable[..., Any]:
+        """`(params, rng, x) -> (z, log_mass)`, a draw from each stratum; absent where no part has strata, as a mixture has."""
+        if not any(hasattr(part, "strata") for _, part in self.parts):
+            raise AttributeError("strata")
+        return partial(strata_of_parts, self)
 
 
 def product(**parts: Any) -> Guide:

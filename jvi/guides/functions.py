@@ -147,6 +147,11 @@ def from_functions(
     return sampler if log_prob is None else _Functions(sampler, log_prob)
 
 
+def is_point(guide: Any) -> bool:
+    """Whether some of a guide's latents are a point, without density: a `Delta`, alone or as a part."""
+    return getattr(guide, "point", False) or any(is_point(part) for _, part in getattr(guide, "parts", ()))
+
+
 def checked_draw(distribution: Any, rng: PRNGKey, space: Space | None) -> tuple[Latent, Scalar]:
     """One draw of a distribution and its log-density, of the right shapes."""
     if hasattr(distribution, "sample_and_log_prob"):

@@ -12,7 +12,7 @@ from jax.scipy.linalg import solve_triangular
 
 from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, PRNGKey, PyTree, Scalar
-from jvi.guides._base import check, gaussian_entropy, log_standard, start
+from jvi.guides._base import below, check, gaussian_entropy, log_standard, start
 from jvi.guides._factors import factors
 from jvi.spaces import Space
 
@@ -144,7 +144,7 @@ class FullRank:
     def sample_and_log_prob(self, params: Dense, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
         """One draw and its log-density in nats."""
         eps = jax.random.normal(rng, params.loc.shape, params.loc.dtype)
-        u = params.loc + jnp.exp(params.log_scale) * (eps + _below(params) @ eps)
+        u = params.loc + jnp.exp(params.log_scale) * (eps + below(params.lower) @ eps)
         z, log_det = self.space.constrain(u)
         return z, log_standard(eps) - jnp.sum(params.log_scale) - log_det
 
@@ -152,7 +152,7 @@ class FullRank:
         """log q(z), nats."""
         u, log_det = self.space.unconstrain(z)
         white = (u - params.loc) * jnp.exp(-params.log_scale)
-        eps = solve_triangular(_below(params), white, lower=True, unit_diagonal=True)
+        eps = solve_triangular(below(params.lower), white, lower=True, unit_diagonal=True)
         return log_standard(eps) - jnp.sum(params.log_scale) + log_det
 
     def distribution(self, params: Dense, x: Data) -> PyTree:
@@ -161,7 +161,7 @@ class FullRank:
         alone = self.space.treedef == jax.tree.structure(0) and len(support.shape) == 1
         if not alone or support.bijector is not None:
             return None
-        root = jnp.exp(params.log_scale)[:, None] * (jnp.eye(self.space.size) + _below(params))
+        root = jnp.exp(params.log_scale)[:, None] * (jnp.eye(self.space.size) + below(params.lower))
         return distrax.MultivariateNormalTri(params.loc, root)
 
     def entropy(self, params: Dense, x: Data, z: Latent) -> Scalar:
@@ -173,7 +173,3 @@ def dense(loc: Array, chol: Array) -> Dense:
     """`FullRank`'s parameters for N(loc, chol chol'), chol lower triangular [D, D]."""
     scale = jnp.diag(chol)
     return Dense(loc, jnp.log(scale), jnp.tril(chol / scale[:, None], -1) * math.sqrt(loc.shape[0]))
-
-
-def _below(params: Dense) -> Array:
-    return jnp.tril(params.lower, -1) / math.sqrt(params.loc.shape[0])

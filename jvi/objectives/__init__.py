@@ -20,6 +20,7 @@ from jvi.objectives.rao_blackwell import rao_blackwell
 from jvi.objectives.relax import rebar, relax
 from jvi.objectives.reweighted import forward_kl, wake_sleep
 from jvi.objectives.scored import enumerate_elbo, score, vimco
+from jvi.objectives.stratified import stratified
 from jvi.objectives.thermodynamic import covariance, tvo
 from jvi.objectives.training import training
 from jvi.objectives.weighted import elbo, iwae, renyi
@@ -51,6 +52,7 @@ __all__ = [
     "relax",
     "renyi",
     "score",
+    "stratified",
     "subsampled",
     "tail_adaptive",
     "training",

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import logsumexp
 
 from jvi import bounds, controls, gradients, noise
 from jvi._checks import check_count
@@ -14,7 +15,8 @@ from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, PRNGKey, Scalar
 from jvi.controls import Control
 from jvi.gradients._draw import Draw, draw
-from jvi.guides.functions import Guide
+from jvi.gradients.strata import Stratified
+from jvi.guides.functions import Guide, is_point
 from jvi.models import Model
 from jvi.objectives._base import Aux, Params, check_parts
 from jvi.objectives._particles import each_particle
@@ -76,6 +78,11 @@ class MonteCarlo:
         check = getattr(self.gradient, "check", None)
         if check is not None:
             check(self.guide)
+        if self.bound is not bounds.elbo and is_point(self.guide):
+            raise ValueError(
+                "a jvi.guides.Delta is a point, without a density, and goes with the ELBO only: use jvi.elbo, or learn its latents as "
+                "parameters of the model (jvi.learned)."
+            )
         refuse_biased(self.bound, self.gradient, self.guide, self.num_samples)
         if not isinstance(self.control, Control):
             raise TypeError(f"control must be one of jvi.controls, such as jvi.controls.leave_one_out; got {self.control!r}.")
@@ -133,6 +140,9 @@ class MonteCarlo:
             log_w = log_weight(terms, log_q, beta)
             return Weight(log_w, log_w, None, found.log_score)
         each = jax.vmap(lambda terms, log_q: log_weight(terms, log_q, beta))(terms, log_q)
+        if self.bound is bounds.iwae and isinstance(self.gradient, Stratified):
+            log_w = logsumexp(found.log_mass + each)
+            return Weight(log_w, each, found.log_mass, found.log_score)
         if self.bound is not bounds.elbo:  # by an estimator that only shows now that it enumerates
             raise ValueError(_ENUMERATED)
         # A value of no mass has no weight, even where the log-joint is minus infinity there.
@@ -167,6 +177,12 @@ def refuse_biased(bound: Any, gradient: Any, guide: Any, num_samples: int) -> No
     used = estimators(gradient, guide)
     if gradients.enumerated in used:
         raise ValueError(_ENUMERATED)
+    strata = [one for one in used if isinstance(one, Stratified)]
+    if strata and (bound is not bounds.iwae or used != [Stratified(held=False)]):
+        raise ValueError(
+            "gradients.stratified is for the ELBO; a tighter bound of a mixture is jvi.objectives.stratified(model, guide, num_samples=K), "
+            "which takes a product or sequence with mixtures too."
+        )
     if gradients.stl in used and num_samples != 1:
         raise ValueError(
             f"gradients.stl is biased for any bound but the ELBO, here with num_samples={num_samples}: the weights depend on the "
