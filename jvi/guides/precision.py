@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -84,9 +83,3 @@ class Precision:
     def entropy(self, params: PrecisionRoot, x: Data, z: Latent) -> Scalar:
         """The coordinates' entropy plus log|det dz/du| at the draw `z`: q's entropy, exact in a real space; nats."""
         return gaussian_entropy(self.space, jnp.sum(params.log_scale), z)
-
-
-def precision_root(loc: Array, chol: Array) -> PrecisionRoot:
-    """`Precision`'s parameters for N(loc, (chol chol')^-1), chol lower triangular [D, D]."""
-    scale = jnp.diag(chol)
-    return PrecisionRoot(loc, -jnp.log(scale), jnp.tril(chol / scale[:, None], -1) * math.sqrt(loc.shape[0]))
