@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 import scipy.stats
 from cases import (
-    BENT,
     BLOCK_LOC,
     CASES,
     GROUPS,
     LOC,
     LOWER,
     REAL,
-    SCALE,
     assert_z_test,
     block_covariance,
     dense,
@@ -220,9 +218,9 @@ def test_what_needs_a_density_refuses_a_point():
             lambda guide=guide: jvi.renyi(model, guide, alpha=0.5, num_samples=5),
             lambda guide=guide: jvi.objectives.cubo(model, guide, num_samples=5),
         ):
-            with pytest.raises(ValueError, match="point, without a density.*jvi.elbo"):
+            with pytest.raises(ValueError, match=r"point, without a density.*jvi.elbo"):
                 build()
-        with pytest.raises(ValueError, match="intractable|log_prob"):
+        with pytest.raises(ValueError, match=r"intractable|log_prob"):
             jvi.elbo(model, guide, gradient=jvi.gradients.stl)
         with pytest.raises(ValueError, match="log_prob"):
             jvi.objectives.dreg(model, guide, num_samples=2)
@@ -270,10 +268,8 @@ def test_families_are_equal_when_rebuilt_and_follow_the_default_precision(float6
     assert [hash(guide) for guide in build()] == [hash(guide) for guide in build()]
     for guide in build():
         params = guide.init(KEY, None)
-        z, log_q = guide.sample_and_log_prob(params, KEY, None)
+        z, log_q = jax.eval_shape(guide.sample_and_log_prob, params, KEY, None)
         assert {leaf.dtype for leaf in jax.tree.leaves((params, z, log_q))} == {jnp.dtype("float64")}
-        if hasattr(guide, "log_prob"):
-            np.testing.assert_allclose(guide.log_prob(params, None, z), log_q, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", TIGHT)

@@ -180,8 +180,8 @@ def refuse_biased(bound: Any, gradient: Any, guide: Any, num_samples: int) -> No
     strata = [one for one in used if isinstance(one, Stratified)]
     if strata and (bound is not bounds.iwae or used != [Stratified(held=False)]):
         raise ValueError(
-            "gradients.stratified is for the ELBO; a tighter bound of a mixture is jvi.objectives.stratified(model, guide, num_samples=K), "
-            "which takes a product or sequence with mixtures too."
+            "gradients.stratified is for the ELBO; a tighter bound of a mixture is jvi.objectives.stratified(model, guide, "
+            "num_samples=K), which takes a product or sequence with mixtures too."
         )
     if gradients.stl in used and num_samples != 1:
         raise ValueError(

@@ -11,7 +11,7 @@ from jvi.gradients.strata import Stratified
 from jvi.guides.functions import Guide
 from jvi.models import Model
 from jvi.objectives._particles import Noise
-from jvi.objectives.monte_carlo import MonteCarlo
+from jvi.objectives.monte_carlo import MonteCarlo, default_control
 
 
 def stratified(
@@ -27,9 +27,10 @@ def stratified(
 
         E[log(mean_k sum_c w_c p(x, z_kc) / q(z_kc | x))],  z_kc ~ q_c
 
-    One draw from every component stands for a particle, so that weights and components both have low-variance, unbiased gradients. It is
-    no less than the ELBO, and no more than log p(x), which it approaches as K grows. A component that misses a mode costs the ELBO
-    nats for every draw it wastes, and this bound little: it lets components part.
+    One draw from every component stands for a particle, so that weights and components both have unbiased gradients of low variance. It
+    is no less than the ELBO, and no more than log p(x), which it approaches as K grows. A component that misses a mode costs the ELBO
+    nats for every draw it wastes, and this bound little: it lets components part. Where components do not overlap it hardly depends on
+    their weights, because a stratum's weight cancels against the density there: fit the weights by the ELBO at last.
 
     Args:
       model: p(x, z).
@@ -58,4 +59,5 @@ def stratified(
     if bound not in (bounds.iwae, bounds.elbo):
         raise ValueError(f"stratified takes jvi.bounds.iwae or jvi.bounds.elbo, got {bound!r}.")
     gradient = Stratified(held=bound is bounds.elbo)
-    return MonteCarlo(model, guide, bound, num_samples, gradient, noise=noise, chunk_size=chunk_size)
+    control = default_control(gradient, num_samples, None)
+    return MonteCarlo(model, guide, bound, num_samples, gradient, control, noise, chunk_size)
