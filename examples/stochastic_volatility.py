@@ -35,7 +35,9 @@ def load(small=False):
     kind = gym.targets.VectorizedStochasticVolatilitySP500Small if small else gym.targets.VectorizedStochasticVolatilitySP500
     known = kind().sample_transformations["identity"]
     y = np.diff(CLOSING_PRICES)[-100 if small else 0 :]
-    return Returns((y - y.mean()).astype(np.float32), dict(known.ground_truth_mean), dict(known.ground_truth_standard_deviation))
+    return Returns(
+        (y - y.mean()).astype(np.float32), dict(known.ground_truth_mean), dict(known.ground_truth_standard_deviation)
+    )
 
 
 GLOBALS = {
@@ -76,7 +78,7 @@ def guides(num_steps):
 def fit(guide, y, num_steps):
     objective = jvi.elbo(jvi.model(log_joint), guide, num_samples=8)
     svi = jvi.SVI(objective, jvi.optimizer(jvi.svi.cosine_adam, 0.02, num_steps=num_steps))
-    state, info = jvi.fit(svi, jax.random.key(0), y, num_steps=num_steps)
+    state, _ = jvi.fit(svi, jax.random.key(0), y, num_steps=num_steps)
     z, log_q = jax.vmap(lambda key: guide.sample_and_log_prob(state.params.guide, key, y))(
         jax.random.split(jax.random.key(1), 4_000)
     )

@@ -12,17 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
-from jax.scipy.stats import multivariate_normal, norm
-from scipy.stats import multivariate_normal as scipy_multivariate_normal
 from jax.scipy.special import logsumexp
 from jax.scipy.stats import multivariate_normal, norm, t
+from scipy.stats import multivariate_normal as scipy_multivariate_normal
 from scipy.stats import norm as scipy_norm
 from tensorflow_probability.substrates import jax as tfp
 
 import jvi
-from jvi.guides import _linked, autoregressive, gaussian, low_rank
+from jvi.guides import _linked, autoregressive, block_diagonal, gaussian, low_rank, mixture, precision, sinh_arcsinh, student_t
 from jvi.guides._through import WithNetwork
-from jvi.guides import block_diagonal, gaussian, low_rank, mixture, precision, sinh_arcsinh, student_t
 
 LOG_EVIDENCE = -2.5
 FAILURE_RATE = 1e-4

@@ -14,18 +14,16 @@ from jvi.guides.given import given
 from jvi.guides.hold import freeze, partial
 from jvi.guides.low_rank import LowRank
 from jvi.guides.markov import Markov
+from jvi.guides.mixture import Mixture
 from jvi.guides.plate import plate
+from jvi.guides.precision import Precision
+from jvi.guides.sinh_arcsinh import DenseSinhArcsinh, SinhArcsinh
+from jvi.guides.student_t import StudentT
 from jvi.guides.transform import transform
 from jvi.guides.tree import Tree
 
 __all__ = [
     "AutoregressiveSequence",
-from jvi.guides.mixture import Mixture
-from jvi.guides.precision import Precision
-from jvi.guides.sinh_arcsinh import DenseSinhArcsinh, SinhArcsinh
-from jvi.guides.student_t import StudentT
-
-__all__ = [
     "BlockDiagonal",
     "Delta",
     "DenseSinhArcsinh",
@@ -35,12 +33,12 @@ __all__ = [
     "LowRank",
     "Markov",
     "MeanField",
-    "Tree",
-    "amortize",
     "Mixture",
     "Precision",
     "SinhArcsinh",
     "StudentT",
+    "Tree",
+    "amortize",
     "conditional",
     "freeze",
     "from_distribution",

@@ -91,6 +91,12 @@ class Through:
         return self._method("support")
 
     @property
+    def strata(self) -> Callable[[Params, PRNGKey, Data], Any]:
+        """`(params, rng, x)` -> a draw from each stratum of a mixture, and their log masses."""
+        getattr(self.guide, "strata")  # noqa: B009
+        return Strata(self)
+
+    @property
     def train(self) -> Callable[[Params, PRNGKey, Data], tuple[Any, Params]]:
         """`(params, rng, x)` -> q(z | x) in training, and the parameters with their new state."""
         if not (self.change.trains or hasattr(self.guide, "train")):
@@ -142,6 +148,18 @@ class Method:
         """The method's value at the inner parameters and data."""
         guide, params, x = self.through.opened(params, x)
         return getattr(guide, self.name)(params, x, *rest)
+
+
+@spec
+class Strata:
+    """The strata of the guide inside."""
+
+    through: Through
+
+    def __call__(self, params: Params, rng: PRNGKey, x: Data) -> Any:
+        """A draw from each, and their log masses."""
+        guide, params, x = self.through.opened(params, x)
+        return guide.strata(params, rng, x)
 
 
 @spec

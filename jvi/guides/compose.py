@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -133,6 +132,7 @@ class Composed:
     def with_part(self, path: Sequence[str], change: Callable[[Any], Any]) -> Guide:
         """The same with the part at `path` changed."""
         return self.inner.with_part(path, change)
+
     @property
     def strata(self) -> Callable[..., Any]:
         """`(params, rng, x) -> (z, log_mass)`, a draw from each stratum; absent where no part has strata, as a mixture has."""

@@ -76,6 +76,12 @@ class Pushed:
         getattr(self.guide, "distribution")  # noqa: B009
         return PushedMethod(self, _distribution)
 
+    @property
+    def strata(self) -> Callable[[Params, PRNGKey, Data], Any]:
+        """`(params, rng, x)` -> a draw from each stratum of a mixture, and their log masses."""
+        getattr(self.guide, "strata")  # noqa: B009
+        return PushedMethod(self, _strata)
+
     def with_part(self, path: Sequence[str], change: Callable[[Any], Any]) -> Pushed:
         """The same with a part of the guide inside changed."""
         return dataclasses.replace(self, guide=with_part(self.guide, path, change))
@@ -88,9 +94,9 @@ class PushedMethod:
     pushed: Pushed
     method: Callable[..., Any]
 
-    def __call__(self, params: Params, x: Data, *rest: Any) -> Any:
+    def __call__(self, params: Params, *rest: Any) -> Any:
         """The method's value."""
-        return self.method(self.pushed, params, x, *rest)
+        return self.method(self.pushed, params, *rest)
 
 
 def transform(guide: Guide, bijector: Any) -> Guide:
@@ -186,6 +192,11 @@ def _one_array(value: Any) -> Array:
 def _log_prob(pushed: Pushed, params: Params, x: Data, z: Latent) -> Scalar:
     u, log_det = pushed.moved(z, _inverse)
     return pushed.guide.log_prob(params, x, u) + log_det
+
+
+def _strata(pushed: Pushed, params: Params, rng: PRNGKey, x: Data) -> tuple[Latent, Array]:
+    u, log_mass = pushed.guide.strata(params, rng, x)
+    return jax.vmap(lambda one: pushed.moved(one, _forward)[0])(u), log_mass
 
 
 def _entropy(pushed: Pushed, params: Params, x: Data, z: Latent) -> Scalar:
