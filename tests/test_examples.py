@@ -97,11 +97,19 @@ def test_mixture_guide(tmp_path, relaxed):
     # Shares of 20,000 draws have standard errors of 0.0035 at most; the fit's own are of that size.
     np.testing.assert_allclose([four[sign] for sign in exact], list(exact.values()), atol=0.02)
     assert pictures(tmp_path) == {"mixture_guide.png"}
+def test_ancestors(tmp_path, relaxed):
+    bounds, sds = load("ancestors").main(tmp_path, relaxed, num_steps=1_500)
+    np.testing.assert_allclose(bounds["tree"].value, bounds["exact"], atol=0.01)
+    assert bounds["mean-field"].value < bounds["exact"] - 10.0
+    np.testing.assert_allclose(sds["tree"], sds["exact"], rtol=0.06)  # 4,000 draws: 1.1 % of standard error
+    assert np.min(sds["mean-field"] / sds["exact"]) < 0.3
+    assert pictures(tmp_path) == {"ancestors.png"}
 
 
 @pytest.mark.quick
 def test_examples_are_short():
     for name in (*EXAMPLES, "posterior_collapse", "mixture_guide"):
+    for name in (*EXAMPLES, "posterior_collapse", "ancestors"):
         assert len((FOLDER / f"{name}.py").read_text().splitlines()) <= 100, name
 
 
