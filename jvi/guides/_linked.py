@@ -82,7 +82,7 @@ def moments(structure: Any, params: Linked) -> Moments:
     return Moments(params.loc, cov, times(params.link, structure.of_parents(cov)))
 
 
-def from_moments(structure: Any, loc: Array, cov: Array, lag_one: Array) -> Linked:
+def of_moments(structure: Any, loc: Array, cov: Array, lag_one: Array) -> Linked:
     """The parameters with these moments."""
     loc, cov, lag_one = jnp.asarray(loc), jnp.asarray(cov), jnp.asarray(lag_one)
     size, dim = loc.shape

@@ -13,9 +13,19 @@ from jvi._checks import check_count
 from jvi._parents import check_parents
 from jvi._spec import spec
 from jvi._typing import Array, Data, PRNGKey, Scalar
-from jvi.guides import _linked
 from jvi.guides._base import LOG_2PI, check_scale
-from jvi.guides._linked import Linked, Moments
+from jvi.guides._linked import (
+    Linked,
+    Moments,
+    check_moments,
+    check_shape,
+    initial,
+    log_density,
+    moments,
+    moved,
+    of_moments,
+    whitened,
+)
 from jvi.guides._sweeps import Branches
 
 
@@ -69,17 +79,17 @@ class Tree:
 
     def init(self, rng: PRNGKey, x: Data) -> Linked:
         """Independent nodes at zero with standard deviation `init_scale`; `rng` and `x` are not used."""
-        return _linked.initial(len(self.parents), self.dim or 1, self.init_scale)
+        return initial(len(self.parents), self.dim or 1, self.init_scale)
 
     def sample_and_log_prob(self, params: Linked, rng: PRNGKey, x: Data) -> tuple[Array, Scalar]:
         """One draw, [n, D] or [n], and its log-density in nats."""
         eps = jax.random.normal(rng, params.loc.shape, params.loc.dtype)
-        return _linked.moved(self._structure, params, eps).reshape(self.shape), _linked.log_density(params, eps)
+        return moved(self._structure, params, eps).reshape(self.shape), log_density(params, eps)
 
     def log_prob(self, params: Linked, x: Data, z: Array) -> Scalar:
         """log q(z), nats."""
-        _linked.check_shape("z", z, self.shape, "a draw's")
-        return _linked.log_density(params, _linked.whitened(self._structure, params, z.reshape(params.loc.shape)))
+        check_shape("z", z, self.shape, "a draw's")
+        return log_density(params, whitened(self._structure, params, z.reshape(params.loc.shape)))
 
     def entropy(self, params: Linked, x: Data, z: Array) -> Scalar:
         """q's entropy, nats; `z` is not used."""
@@ -87,7 +97,7 @@ class Tree:
 
     def marginals(self, params: Linked) -> Moments:
         """Means [n, D], covariances [n, D, D], and those of every node but the root with its parent [n - 1, D, D]."""
-        return _linked.moments(self._structure, params)
+        return moments(self._structure, params)
 
     def from_moments(self, loc: Array, cov: Array, lag_one: Array) -> Linked:
         """The parameters with these moments, such as an exact posterior's.
@@ -100,8 +110,8 @@ class Tree:
         Raises:
           ValueError: for an array of another shape.
         """
-        _linked.check_moments(len(self.parents), self.dim or 1, loc, cov, lag_one)
-        return _linked.from_moments(self._structure, loc, cov, lag_one)
+        check_moments(len(self.parents), self.dim or 1, loc, cov, lag_one)
+        return of_moments(self._structure, loc, cov, lag_one)
 
     @cached_property
     def _structure(self) -> Branches:
