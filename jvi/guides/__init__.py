@@ -5,6 +5,7 @@ from __future__ import annotations
 from jvi.guides.amortize import amortize, num_params
 from jvi.guides.autoregressive import AutoregressiveSequence, Gated
 from jvi.guides.block_diagonal import BlockDiagonal
+from jvi.guides.autoregressive import InverseAutoregressive, MaskedAutoregressive
 from jvi.guides.compose import product, sequence
 from jvi.guides.conditional import conditional
 from jvi.guides.delta import Delta
@@ -21,6 +22,8 @@ from jvi.guides.sinh_arcsinh import DenseSinhArcsinh, SinhArcsinh
 from jvi.guides.student_t import StudentT
 from jvi.guides.transform import transform
 from jvi.guides.tree import Tree
+from jvi.guides.neural_spline import NeuralSpline
+from jvi.guides.real_nvp import RealNVP
 
 __all__ = [
     "AutoregressiveSequence",
@@ -30,6 +33,7 @@ __all__ = [
     "FullRank",
     "Gated",
     "Guide",
+    "InverseAutoregressive",
     "LowRank",
     "Markov",
     "MeanField",
@@ -39,6 +43,10 @@ __all__ = [
     "StudentT",
     "Tree",
     "amortize",
+    "MaskedAutoregressive",
+    "MeanField",
+    "NeuralSpline",
+    "RealNVP",
     "conditional",
     "freeze",
     "from_distribution",

@@ -1,0 +1,107 @@
+"""What flows share: a Gaussian whose noise is bent before it is scaled, u = loc + L f(eps) with f the identity at first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import solve_triangular
+
+from jvi._checks import check_count
+from jvi._typing import Array, Data, Latent, PRNGKey, Scalar
+from jvi.guides._base import check, log_standard, start
+from jvi.guides._conditioners import Conditioners
+from jvi.guides.gaussian import Dense, Diagonal, below, dense
+from jvi.spaces import Space
+
+MAX_DENSE = 100
+# Of one layer: a factor of e^3 either way is as much as a layer needs, and no chain of them overflows.
+MAX_LOG_SCALE = 3.0
+
+Context = Callable[[Data], Array]
+Map = Callable[[Array], tuple[Array, Scalar]]
+
+
+class Flow(NamedTuple):
+    """Parameters of a flow: u = loc + L f(eps).
+
+    Attributes:
+      base: loc and L, of a dense Gaussian up to `MAX_DENSE` coordinates, of a diagonal one beyond.
+      layers: the networks that make f.
+    """
+
+    base: Diagonal | Dense
+    layers: Conditioners
+
+
+def check_flow(space: Any, num_layers: Any, hidden: Any, init_scale: float, context: Any) -> None:
+    """Raise for what makes no flow."""
+    check(space, init_scale)
+    check_count(num_layers, "num_layers")
+    if not isinstance(hidden, tuple):
+        raise TypeError(f"hidden must be a tuple of widths such as (64, 64), got {hidden!r}.")
+    for i, width in enumerate(hidden):
+        check_count(width, f"hidden[{i}]")
+    if context is not None and not callable(context):
+        raise TypeError(f"context must be a function (x) -> array [C], got {context!r}.")
+
+
+def context_of(context: Context | None, x: Data) -> Array | None:
+    """What the networks see of `x`."""
+    if context is None:
+        return None
+    found = jnp.asarray(context(x))
+    if found.ndim != 1:
+        raise ValueError(f"context must return an array [C], got shape {list(found.shape)}: flatten it, as with jnp.ravel.")
+    return found
+
+
+def base(space: Space, init_scale: float) -> Diagonal | Dense:
+    """A Gaussian that has seen nothing."""
+    loc, log_scale = start(space, init_scale)
+    return Dense(loc, log_scale, jnp.zeros((space.size, space.size))) if space.size <= MAX_DENSE else Diagonal(loc, log_scale)
+
+
+def at_gaussian(space: Space, loc: Array, root: Array) -> Diagonal | Dense:
+    """N(loc, root root'); of a diagonal base, with its marginal variances."""
+    size = space.size
+    if np.shape(loc) != (size,) or np.shape(root) != (size, size):
+        raise ValueError(
+            f"loc must have shape [{size}] and root [{size}, {size}], one entry for every coordinate of {space}; got "
+            f"{list(np.shape(loc))} and {list(np.shape(root))}."
+        )
+    loc, root = jnp.asarray(loc, float), jnp.asarray(root, float)
+    if size <= MAX_DENSE:
+        return dense(loc, root)
+    return Diagonal(loc, 0.5 * jnp.log(jnp.sum(root**2, 1)))
+
+
+def draw(space: Space, params: Flow, rng: PRNGKey, forward: Map) -> tuple[Latent, Scalar]:
+    """One draw and its log-density, the log-determinant taken on the way."""
+    base = params.base
+    eps = jax.random.normal(rng, base.loc.shape, base.loc.dtype)
+    bent, log_bent = forward(eps)
+    if isinstance(base, Dense):
+        bent = bent + below(base) @ bent
+    z, log_det = space.constrain(base.loc + jnp.exp(base.log_scale) * bent)
+    return z, log_standard(eps) - log_bent - jnp.sum(base.log_scale) - log_det
+
+
+def log_density(space: Space, params: Flow, z: Latent, inverse: Map) -> Scalar:
+    """log q(z), by the inverse of f and its log-determinant."""
+    base = params.base
+    u, log_det = space.unconstrain(z)
+    bent = (u - base.loc) * jnp.exp(-base.log_scale)
+    if isinstance(base, Dense):
+        bent = solve_triangular(below(base), bent, lower=True, unit_diagonal=True)
+    eps, log_unbent = inverse(bent)
+    return log_standard(eps) + log_unbent - jnp.sum(base.log_scale) + log_det
+
+
+def affine(output: Array) -> tuple[Array, Array]:
+    """A network's output [2 n] as the log-scales and the shifts of n coordinates."""
+    raw, shift = jnp.split(output, 2)
+    return MAX_LOG_SCALE * jnp.tanh(raw / MAX_LOG_SCALE), shift
