@@ -13,6 +13,9 @@ import numpy as np
 
 from jvi._typing import Array, PRNGKey
 
+Masks = tuple[np.ndarray, ...]
+Network = Callable[[Array], Array]
+
 
 class Conditioners(NamedTuple):
     """One network for every one of N layers.
@@ -40,7 +43,7 @@ def conditioners(
             biases.append(jnp.zeros((num_layers, fan_out)))
             continue
         # Of a masked map only some inputs reach an output.
-        seen = np.maximum(masks[i].sum(1, keepdims=True), 1.0) if masks else max(fan_in, 1)
+        seen = np.maximum(masks[i].sum(1, keepdims=True), 1) if masks else max(fan_in, 1)
         weights.append(jax.random.normal(weight_key, (num_layers, fan_in, fan_out)) / jnp.sqrt(jnp.asarray(seen, float)))
         # Spread, because the noise is: with biases at zero the bends of a network of one input would all lie at zero.
         biases.append(jax.random.uniform(bias_key, (num_layers, fan_out), minval=-1.0, maxval=1.0))
@@ -84,7 +87,7 @@ def masks(size: int, hidden: Sequence[int], num_layers: int, *, outputs: int, co
         degrees.append(np.ceil(steps).astype(int) - 1 + least)
     found = [before[:, None] <= after for before, after in pairwise(degrees)]
     found.append(np.tile(degrees[-1][:, None] < degrees[0], (1, outputs)))
-    found = [np.repeat(mask[None], num_layers, 0).astype(float) for mask in found]
+    found = [np.repeat(mask[None], num_layers, 0) for mask in found]
     found[0][1::2] = found[0][1::2, ::-1]
     blocks = found[-1].reshape(num_layers, -1, outputs, size)
     blocks[1::2] = blocks[1::2, ..., ::-1].copy()
@@ -94,7 +97,3 @@ def masks(size: int, hidden: Sequence[int], num_layers: int, *, outputs: int, co
 def _unstacked(leaf: Array) -> list[Array]:
     # Split, and not indexed: the gradient is then one concatenation.
     return [jnp.squeeze(part, 0) for part in jax.lax.split(leaf, (1,) * leaf.shape[0])]
-
-
-Masks = tuple[np.ndarray, ...]
-Network = Callable[[Array], Array]

@@ -40,12 +40,11 @@ def bend(knots: Array, u: Array, bound: float) -> tuple[Array, Array]:
       The bent coordinates and the logs of the slopes there, both [n].
     """
     inside = jnp.clip(u, -bound, bound)
-    piece, ends = _piece(knots, inside, bound, 0)
+    piece, slope = _piece(knots, inside, bound, 0)
     share = (inside - piece.left) / piece.width
     steep = piece.height / piece.width
     rest, denominator, log_slope = _shares(piece, steep, share)
     bent = piece.low + piece.height * (steep * share**2 + piece.before * rest) / denominator
-    slope = jnp.where(u < 0.0, *ends)
     beyond = jnp.abs(u) > bound
     return jnp.where(beyond, inside + slope * (u - inside), bent), jnp.where(beyond, jnp.log(slope), log_slope)
 
@@ -53,7 +52,7 @@ def bend(knots: Array, u: Array, bound: float) -> tuple[Array, Array]:
 def unbend(knots: Array, u: Array, bound: float) -> tuple[Array, Array]:
     """The inverse of `bend`, and the logs of its slopes."""
     inside = jnp.clip(u, -bound, bound)
-    piece, ends = _piece(knots, inside, bound, 1)
+    piece, slope = _piece(knots, inside, bound, 1)
     steep, above = piece.height / piece.width, inside - piece.low
     curved = above * (piece.after + piece.before - 2.0 * steep)
     b = piece.height * piece.before - curved
@@ -64,7 +63,6 @@ def unbend(knots: Array, u: Array, bound: float) -> tuple[Array, Array]:
     share = jnp.where(plain, -2.0 * c / jnp.where(plain, b + root, 1.0), (root - b) / jnp.where(plain, 1.0, 2.0 * a))
     share = jnp.clip(share, 0.0, 1.0)
     log_slope = _shares(piece, steep, share)[2]
-    slope = jnp.where(u < 0.0, *ends)
     beyond = jnp.abs(u) > bound
     straight = piece.left + piece.width * share
     return jnp.where(beyond, inside + (u - inside) / slope, straight), -jnp.where(beyond, jnp.log(slope), log_slope)
@@ -77,18 +75,21 @@ def _shares(piece: Piece, steep: Array, share: Array) -> tuple[Array, Array, Arr
     return rest, denominator, 2.0 * jnp.log(steep / denominator) + jnp.log(numerator)
 
 
-def _piece(knots: Array, inside: Array, bound: float, axis: int) -> tuple[Piece, tuple[Array, Array]]:
-    """The piece in which each coordinate lies, along x (0) or y (1), and the slopes of the two tails."""
+def _piece(knots: Array, inside: Array, bound: float, axis: int) -> tuple[Piece, Array]:
+    """The piece in which each coordinate lies, along x (0) or y (1), and the slope of the tail on its side."""
     count = (knots.shape[1] - 1) // 3
     raw = jnp.stack([knots[:, :count], knots[:, count : 2 * count]])
     sizes = 2.0 * bound * (LEAST + (1.0 - count * LEAST) * jax.nn.softmax(raw, -1))
-    starts = jnp.cumsum(sizes, -1) - sizes - bound
-    slopes = jnp.exp(MAX_LOG_SLOPE * jnp.tanh(knots[:, 2 * count :] / MAX_LOG_SLOPE))
-    number = jnp.sum(inside[:, None] >= starts[axis, :, 1:], 1)
-    chosen = jnp.arange(count)[None] == number[:, None]
+    ends = jnp.cumsum(sizes[axis, :, :-1], -1) - bound
+    number = jnp.sum(inside[:, None] >= ends, 1)[:, None]
+    places = jnp.arange(count)[None]
+    width, height = jnp.sum(jnp.where(places == number, sizes, 0.0), -1)
+    left, low = jnp.sum(jnp.where(places < number, sizes, 0.0), -1) - bound
+    raw = knots[:, 2 * count :]
+    before, after = (jnp.sum(jnp.where(places == number, part, 0.0), -1) for part in (raw[:, :-1], raw[:, 1:]))
+    tail = jnp.where(inside < 0.0, raw[:, 0], raw[:, -1])
+    return Piece(left, width, low, height, _slope(before), _slope(after)), _slope(tail)
 
-    def pick(values: Array) -> Array:
-        return jnp.sum(jnp.where(chosen, values, 0.0), -1)
 
-    piece = Piece(pick(starts[0]), pick(sizes[0]), pick(starts[1]), pick(sizes[1]), pick(slopes[:, :-1]), pick(slopes[:, 1:]))
-    return piece, (slopes[:, 0], slopes[:, -1])
+def _slope(raw: Array) -> Array:
+    return jnp.exp(MAX_LOG_SLOPE * jnp.tanh(raw / MAX_LOG_SLOPE))

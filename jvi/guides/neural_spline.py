@@ -30,7 +30,7 @@ class NeuralSpline:
 
     Attributes:
       space: where the draws live.
-      num_layers: couplings; two of them move every coordinate once.
+      num_layers: couplings; two move every coordinate once, and after six each depends on all.
       hidden: widths of the networks' hidden layers.
       init_scale: initial standard deviation of every coordinate.
       num_bins: pieces of a spline.
@@ -56,7 +56,7 @@ class NeuralSpline:
     """
 
     space: Space
-    num_layers: int = 4
+    num_layers: int = 6
     hidden: tuple[int, ...] = (64,)
     init_scale: float = 0.1
     num_bins: int = 8

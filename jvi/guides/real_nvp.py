@@ -27,7 +27,7 @@ class RealNVP:
 
     Attributes:
       space: where the draws live.
-      num_layers: couplings; two of them move every coordinate once.
+      num_layers: couplings; two move every coordinate once, and after six each depends on all.
       hidden: widths of the networks' hidden layers.
       init_scale: initial standard deviation of every coordinate.
       context: `(x) -> array [C]`, which every network sees beside the coordinates; nothing of `x` by default.
