@@ -173,7 +173,7 @@ def picture(path: Path, found: dict[str, dict[str, Row]]) -> None:
         panel.set(xscale="log", yscale="log", xlabel="seconds of steps", title=target)
     panels[0][0].set_ylabel("KL(q || p), nats")
     handles, labels = panels[0][-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(found), fontsize=8)
     figure.savefig(path, dpi=110)
 
 
