@@ -213,10 +213,9 @@ import jax
 
 from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, PRNGKey, Scalar
-from jvi.guides import _flows
 from jvi.guides._autoregressions import layers_of, networks_of, read, solve
 from jvi.guides._conditioners import Conditioners, Network
-from jvi.guides._flows import Flow
+from jvi.guides._flows import Flow, at_gaussian, base, check_flow, context_of, draw, log_density
 from jvi.spaces import Space
 
 
@@ -264,11 +263,11 @@ class InverseAutoregressive:
     reparameterized: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _flows.check_flow(self.space, self.num_layers, self.hidden, self.init_scale, self.context)
+        check_flow(self.space, self.num_layers, self.hidden, self.init_scale, self.context)
 
     def init(self, rng: PRNGKey, x: Data) -> Flow:
         """Parameters at which the guide is a Gaussian at the origin with standard deviation `init_scale`."""
-        return Flow(_flows.base(self.space, self.init_scale), self._layers(rng, x))
+        return Flow(base(self.space, self.init_scale), self._layers(rng, x))
 
     def around(self, rng: PRNGKey, x: Data, loc: Array, root: Array) -> Flow:
         """Parameters at which the guide is a given Gaussian of the coordinates.
@@ -283,21 +282,21 @@ class InverseAutoregressive:
         Raises:
           ValueError: if the shapes are not those of the space.
         """
-        return Flow(_flows.at_gaussian(self.space, loc, root), self._layers(rng, x))
+        return Flow(at_gaussian(self.space, loc, root), self._layers(rng, x))
 
     def sample_and_log_prob(self, params: Flow, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
         """One draw and its log-density in nats."""
-        return _flows.draw(self.space, params, rng, partial(read, self._networks(params, x), toward_noise=False))
+        return draw(self.space, params, rng, partial(read, self._networks(params, x), toward_noise=False))
 
     def log_prob(self, params: Flow, x: Data, z: Latent) -> Scalar:
         """log q(z), nats."""
-        return _flows.log_density(self.space, params, z, partial(solve, self._networks(params, x), toward_noise=True))
+        return log_density(self.space, params, z, partial(solve, self._networks(params, x), toward_noise=True))
 
     def _layers(self, rng: PRNGKey, x: Data) -> Conditioners:
-        return layers_of(rng, self.space.size, self.num_layers, self.hidden, _flows.context_of(self.context, x))
+        return layers_of(rng, self.space.size, self.num_layers, self.hidden, context_of(self.context, x))
 
     def _networks(self, params: Flow, x: Data) -> list[Network]:
-        return networks_of(params, self.hidden, self.activation, _flows.context_of(self.context, x))
+        return networks_of(params, self.hidden, self.activation, context_of(self.context, x))
 
 
 @spec
@@ -344,11 +343,11 @@ class MaskedAutoregressive:
     reparameterized: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _flows.check_flow(self.space, self.num_layers, self.hidden, self.init_scale, self.context)
+        check_flow(self.space, self.num_layers, self.hidden, self.init_scale, self.context)
 
     def init(self, rng: PRNGKey, x: Data) -> Flow:
         """Parameters at which the guide is a Gaussian at the origin with standard deviation `init_scale`."""
-        return Flow(_flows.base(self.space, self.init_scale), self._layers(rng, x))
+        return Flow(base(self.space, self.init_scale), self._layers(rng, x))
 
     def around(self, rng: PRNGKey, x: Data, loc: Array, root: Array) -> Flow:
         """Parameters at which the guide is a given Gaussian of the coordinates.
@@ -363,18 +362,18 @@ class MaskedAutoregressive:
         Raises:
           ValueError: if the shapes are not those of the space.
         """
-        return Flow(_flows.at_gaussian(self.space, loc, root), self._layers(rng, x))
+        return Flow(at_gaussian(self.space, loc, root), self._layers(rng, x))
 
     def sample_and_log_prob(self, params: Flow, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
         """One draw and its log-density in nats."""
-        return _flows.draw(self.space, params, rng, partial(solve, self._networks(params, x), toward_noise=False))
+        return draw(self.space, params, rng, partial(solve, self._networks(params, x), toward_noise=False))
 
     def log_prob(self, params: Flow, x: Data, z: Latent) -> Scalar:
         """log q(z), nats."""
-        return _flows.log_density(self.space, params, z, partial(read, self._networks(params, x), toward_noise=True))
+        return log_density(self.space, params, z, partial(read, self._networks(params, x), toward_noise=True))
 
     def _layers(self, rng: PRNGKey, x: Data) -> Conditioners:
-        return layers_of(rng, self.space.size, self.num_layers, self.hidden, _flows.context_of(self.context, x))
+        return layers_of(rng, self.space.size, self.num_layers, self.hidden, context_of(self.context, x))
 
     def _networks(self, params: Flow, x: Data) -> list[Network]:
-        return networks_of(params, self.hidden, self.activation, _flows.context_of(self.context, x))
+        return networks_of(params, self.hidden, self.activation, context_of(self.context, x))

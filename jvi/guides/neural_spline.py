@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from jvi._checks import check_count
 from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, PRNGKey, Scalar
-from jvi.guides import _flows
 from jvi.guides._conditioners import Conditioners, Network, conditioners, networks
 from jvi.guides._couplings import coupled, uncoupled
-from jvi.guides._flows import Flow
+from jvi.guides._flows import Flow, at_gaussian, base, check_flow, context_of, draw, log_density
 from jvi.guides._splines import LEAST, bend, unbend
 from jvi.spaces import Space
 
@@ -66,7 +65,7 @@ class NeuralSpline:
     reparameterized: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _flows.check_flow(self.space, self.num_layers, self.hidden, self.init_scale, self.context)
+        check_flow(self.space, self.num_layers, self.hidden, self.init_scale, self.context)
         check_count(self.num_bins, "num_bins", least=2)
         if self.num_bins > 0.5 / LEAST:
             raise ValueError(f"num_bins must be {0.5 / LEAST:.0f} or fewer, got {self.num_bins}.")
@@ -75,7 +74,7 @@ class NeuralSpline:
 
     def init(self, rng: PRNGKey, x: Data) -> Flow:
         """Parameters at which the guide is a Gaussian at the origin with standard deviation `init_scale`."""
-        return Flow(_flows.base(self.space, self.init_scale), self._layers(rng, x))
+        return Flow(base(self.space, self.init_scale), self._layers(rng, x))
 
     def around(self, rng: PRNGKey, x: Data, loc: Array, root: Array) -> Flow:
         """Parameters at which the guide is a given Gaussian of the coordinates.
@@ -90,23 +89,23 @@ class NeuralSpline:
         Raises:
           ValueError: if the shapes are not those of the space.
         """
-        return Flow(_flows.at_gaussian(self.space, loc, root), self._layers(rng, x))
+        return Flow(at_gaussian(self.space, loc, root), self._layers(rng, x))
 
     def sample_and_log_prob(self, params: Flow, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
         """One draw and its log-density in nats."""
-        return _flows.draw(self.space, params, rng, partial(coupled, self._networks(params, x), self._bent))
+        return draw(self.space, params, rng, partial(coupled, self._networks(params, x), self._bent))
 
     def log_prob(self, params: Flow, x: Data, z: Latent) -> Scalar:
         """log q(z), nats."""
-        return _flows.log_density(self.space, params, z, partial(uncoupled, self._networks(params, x), self._unbent))
+        return log_density(self.space, params, z, partial(uncoupled, self._networks(params, x), self._unbent))
 
     def _layers(self, rng: PRNGKey, x: Data) -> Conditioners:
         size = self.space.size
         widths = (size // 2, *self.hidden, (3 * self.num_bins + 1) * (size - size // 2))
-        return conditioners(rng, self.num_layers, widths, _flows.context_of(self.context, x))
+        return conditioners(rng, self.num_layers, widths, context_of(self.context, x))
 
     def _networks(self, params: Flow, x: Data) -> list[Network]:
-        return networks(params.layers, self.activation, _flows.context_of(self.context, x))
+        return networks(params.layers, self.activation, context_of(self.context, x))
 
     def _bent(self, output: Array, u: Array) -> tuple[Array, Scalar]:
         u, log_slopes = bend(output.reshape(u.shape[0], -1), u, self.bound)

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 
 from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, PRNGKey, Scalar
-from jvi.guides import _flows
 from jvi.guides._conditioners import Conditioners, Network, conditioners, networks
 from jvi.guides._couplings import coupled, uncoupled
-from jvi.guides._flows import Flow
+from jvi.guides._flows import Flow, affine, at_gaussian, base, check_flow, context_of, draw, log_density
 from jvi.spaces import Space
 
 
@@ -60,11 +59,11 @@ class RealNVP:
     reparameterized: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _flows.check_flow(self.space, self.num_layers, self.hidden, self.init_scale, self.context)
+        check_flow(self.space, self.num_layers, self.hidden, self.init_scale, self.context)
 
     def init(self, rng: PRNGKey, x: Data) -> Flow:
         """Parameters at which the guide is a Gaussian at the origin with standard deviation `init_scale`."""
-        return Flow(_flows.base(self.space, self.init_scale), self._layers(rng, x))
+        return Flow(base(self.space, self.init_scale), self._layers(rng, x))
 
     def around(self, rng: PRNGKey, x: Data, loc: Array, root: Array) -> Flow:
         """Parameters at which the guide is a given Gaussian of the coordinates.
@@ -79,30 +78,30 @@ class RealNVP:
         Raises:
           ValueError: if the shapes are not those of the space.
         """
-        return Flow(_flows.at_gaussian(self.space, loc, root), self._layers(rng, x))
+        return Flow(at_gaussian(self.space, loc, root), self._layers(rng, x))
 
     def sample_and_log_prob(self, params: Flow, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
         """One draw and its log-density in nats."""
-        return _flows.draw(self.space, params, rng, partial(coupled, self._networks(params, x), _scaled))
+        return draw(self.space, params, rng, partial(coupled, self._networks(params, x), _scaled))
 
     def log_prob(self, params: Flow, x: Data, z: Latent) -> Scalar:
         """log q(z), nats."""
-        return _flows.log_density(self.space, params, z, partial(uncoupled, self._networks(params, x), _unscaled))
+        return log_density(self.space, params, z, partial(uncoupled, self._networks(params, x), _unscaled))
 
     def _layers(self, rng: PRNGKey, x: Data) -> Conditioners:
         size = self.space.size
         widths = (size // 2, *self.hidden, 2 * (size - size // 2))
-        return conditioners(rng, self.num_layers, widths, _flows.context_of(self.context, x))
+        return conditioners(rng, self.num_layers, widths, context_of(self.context, x))
 
     def _networks(self, params: Flow, x: Data) -> list[Network]:
-        return networks(params.layers, self.activation, _flows.context_of(self.context, x))
+        return networks(params.layers, self.activation, context_of(self.context, x))
 
 
 def _scaled(output: Array, u: Array) -> tuple[Array, Scalar]:
-    log_scale, shift = _flows.affine(output)
+    log_scale, shift = affine(output)
     return u * jnp.exp(log_scale) + shift, jnp.sum(log_scale)
 
 
 def _unscaled(output: Array, u: Array) -> tuple[Array, Scalar]:
-    log_scale, shift = _flows.affine(output)
+    log_scale, shift = affine(output)
     return (u - shift) * jnp.exp(-log_scale), -jnp.sum(log_scale)
