@@ -60,7 +60,7 @@ def networks(
     """The networks as functions of their input, in the order of the layers."""
     stacked = [weight * mask for weight, mask in zip(layers.weights, masks, strict=True)] if masks else layers.weights
     weights, biases = [_unstacked(leaf) for leaf in stacked], [_unstacked(leaf) for leaf in layers.biases]
-    if layers.context is not None:
+    if layers.context is not None and context is not None:
         biases[0] = [bias + context @ weight for bias, weight in zip(biases[0], _unstacked(layers.context), strict=True)]
 
     def network(n: int) -> Network:
