@@ -609,6 +609,10 @@ CASES |= {
             ({"a": TWO.components[0], "b": TWO}, {"a": TWO.components[1], "b": _mirrored(TWO)}),
         ),
         _two_pairs,
+    ),
+}
+
+
 def _flow_of(guide, layers, seed, x=None, scale=0.1, **kwargs):
     """Random parameters, and the log-joint of which the flow is then the posterior, as `flow_maps` writes it."""
     params = flow_maps.filled(guide, seed, scale, x)

@@ -97,6 +97,8 @@ def test_mixture_guide(tmp_path, relaxed):
     # Shares of 20,000 draws have standard errors of 0.0035 at most; the fit's own are of that size.
     np.testing.assert_allclose([four[sign] for sign in exact], list(exact.values()), atol=0.02)
     assert pictures(tmp_path) == {"mixture_guide.png"}
+
+
 def test_ancestors(tmp_path, relaxed):
     bounds, sds = load("ancestors").main(tmp_path, relaxed, num_steps=1_500)
     np.testing.assert_allclose(bounds["tree"].value, bounds["exact"], atol=0.01)
@@ -108,8 +110,7 @@ def test_ancestors(tmp_path, relaxed):
 
 @pytest.mark.quick
 def test_examples_are_short():
-    for name in (*EXAMPLES, "posterior_collapse", "mixture_guide"):
-    for name in (*EXAMPLES, "posterior_collapse", "ancestors"):
+    for name in (*EXAMPLES, "posterior_collapse", "mixture_guide", "ancestors"):
         assert len((FOLDER / f"{name}.py").read_text().splitlines()) <= 100, name
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from jvi.guides.amortize import amortize, num_params
 from jvi.guides.autoregressive import AutoregressiveSequence, Gated
+from jvi.guides.autoregressive_flows import InverseAutoregressive, MaskedAutoregressive
 from jvi.guides.block_diagonal import BlockDiagonal
-from jvi.guides.autoregressive import InverseAutoregressive, MaskedAutoregressive
 from jvi.guides.compose import product, sequence
 from jvi.guides.conditional import conditional
 from jvi.guides.delta import Delta
@@ -16,14 +16,14 @@ from jvi.guides.hold import freeze, partial
 from jvi.guides.low_rank import LowRank
 from jvi.guides.markov import Markov
 from jvi.guides.mixture import Mixture
+from jvi.guides.neural_spline import NeuralSpline
 from jvi.guides.plate import plate
 from jvi.guides.precision import Precision
+from jvi.guides.real_nvp import RealNVP
 from jvi.guides.sinh_arcsinh import DenseSinhArcsinh, SinhArcsinh
 from jvi.guides.student_t import StudentT
 from jvi.guides.transform import transform
 from jvi.guides.tree import Tree
-from jvi.guides.neural_spline import NeuralSpline
-from jvi.guides.real_nvp import RealNVP
 
 __all__ = [
     "AutoregressiveSequence",
@@ -36,17 +36,16 @@ __all__ = [
     "InverseAutoregressive",
     "LowRank",
     "Markov",
+    "MaskedAutoregressive",
     "MeanField",
     "Mixture",
+    "NeuralSpline",
     "Precision",
+    "RealNVP",
     "SinhArcsinh",
     "StudentT",
     "Tree",
     "amortize",
-    "MaskedAutoregressive",
-    "MeanField",
-    "NeuralSpline",
-    "RealNVP",
     "conditional",
     "freeze",
     "from_distribution",

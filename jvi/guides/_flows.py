@@ -12,9 +12,9 @@ from jax.scipy.linalg import solve_triangular
 
 from jvi._checks import check_count
 from jvi._typing import Array, Data, Latent, PRNGKey, Scalar
-from jvi.guides._base import check, log_standard, start
+from jvi.guides._base import below, check, log_standard, start
 from jvi.guides._conditioners import Conditioners
-from jvi.guides.gaussian import Dense, Diagonal, below, dense
+from jvi.guides.gaussian import Dense, Diagonal, dense
 from jvi.spaces import Space
 
 MAX_DENSE = 100
@@ -85,7 +85,7 @@ def draw(space: Space, params: Flow, rng: PRNGKey, forward: Map) -> tuple[Latent
     eps = jax.random.normal(rng, base.loc.shape, base.loc.dtype)
     bent, log_bent = forward(eps)
     if isinstance(base, Dense):
-        bent = bent + below(base) @ bent
+        bent = bent + below(base.lower) @ bent
     z, log_det = space.constrain(base.loc + jnp.exp(base.log_scale) * bent)
     return z, log_standard(eps) - log_bent - jnp.sum(base.log_scale) - log_det
 
@@ -96,7 +96,7 @@ def log_density(space: Space, params: Flow, z: Latent, inverse: Map) -> Scalar:
     u, log_det = space.unconstrain(z)
     bent = (u - base.loc) * jnp.exp(-base.log_scale)
     if isinstance(base, Dense):
-        bent = solve_triangular(below(base), bent, lower=True, unit_diagonal=True)
+        bent = solve_triangular(below(base.lower), bent, lower=True, unit_diagonal=True)
     eps, log_unbent = inverse(bent)
     return log_standard(eps) + log_unbent - jnp.sum(base.log_scale) + log_det
 

@@ -145,7 +145,6 @@ class FullRank:
         """One draw and its log-density in nats."""
         eps = jax.random.normal(rng, params.loc.shape, params.loc.dtype)
         u = params.loc + jnp.exp(params.log_scale) * (eps + below(params.lower) @ eps)
-        u = params.loc + jnp.exp(params.log_scale) * (eps + below(params) @ eps)
         z, log_det = self.space.constrain(u)
         return z, log_standard(eps) - jnp.sum(params.log_scale) - log_det
 
@@ -154,7 +153,6 @@ class FullRank:
         u, log_det = self.space.unconstrain(z)
         white = (u - params.loc) * jnp.exp(-params.log_scale)
         eps = solve_triangular(below(params.lower), white, lower=True, unit_diagonal=True)
-        eps = solve_triangular(below(params), white, lower=True, unit_diagonal=True)
         return log_standard(eps) - jnp.sum(params.log_scale) + log_det
 
     def distribution(self, params: Dense, x: Data) -> PyTree:
@@ -164,7 +162,6 @@ class FullRank:
         if not alone or support.bijector is not None:
             return None
         root = jnp.exp(params.log_scale)[:, None] * (jnp.eye(self.space.size) + below(params.lower))
-        root = jnp.exp(params.log_scale)[:, None] * (jnp.eye(self.space.size) + below(params))
         return distrax.MultivariateNormalTri(params.loc, root)
 
     def entropy(self, params: Dense, x: Data, z: Latent) -> Scalar:
@@ -176,8 +173,3 @@ def dense(loc: Array, chol: Array) -> Dense:
     """`FullRank`'s parameters for N(loc, chol chol'), chol lower triangular [D, D]."""
     scale = jnp.diag(chol)
     return Dense(loc, jnp.log(scale), jnp.tril(chol / scale[:, None], -1) * math.sqrt(loc.shape[0]))
-
-
-def below(params: Dense) -> Array:
-    """L relative to its diagonal, less the identity."""
-    return jnp.tril(params.lower, -1) / math.sqrt(params.loc.shape[0])
