@@ -152,7 +152,16 @@ class BatchError(FitError, ValueError):
 def _begin(svi: SVI, rng: PRNGKey, x: Data, state: State | None, batch_size: int | None = None) -> State:
     if state is None:
         return _loops.init(svi, rng, x, batch_size)
-    return state._replace(skipped_in_a_row=jnp.zeros((), jnp.int32))  # a new run, a new chance
+    state = state._replace(skipped_in_a_row=jnp.zeros((), jnp.int32))  # a new run, a new chance
+    seen: set[int] = set()
+
+    def own(leaf: Any) -> Any:
+        """The leaf, or a copy where it is another leaf as well: no buffer can be donated twice."""
+        shared = id(leaf) in seen
+        seen.add(id(leaf))
+        return jnp.copy(leaf) if shared else leaf
+
+    return jax.tree.map(own, state)
 
 
 def _driven(

@@ -165,8 +165,9 @@ class SVI:
         params = self.objective.init(jax.random.fold_in(rng, INIT), x)
         # A weakly typed leaf would change its type after the first step, and have that step traced twice.
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
-        zero = jnp.zeros((), jnp.int32)
-        return State(params, self.opt_init(params), rng, zero, zero, zero)
+        # Arrays of their own: fits donate the state, and no buffer can be donated twice.
+        step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
+        return State(params, self.opt_init(params), rng, step, skipped, in_a_row)
 
     def opt_init(self, params: Any) -> PyTree:
         """The optimizer's state before its first step."""

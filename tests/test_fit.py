@@ -290,3 +290,11 @@ def test_memory_is_flat_over_refits():
     later, live_later = refit(100)
     assert live_later == live
     assert later - peak < 4 * 1024  # KiB; 100 captured data sets and programs would be far more
+
+
+def test_a_run_goes_on_from_a_state_made_by_init():
+    svi = jvi.SVI(jvi.elbo(jvi.model(log_joint), GUIDE), jvi.optimizer(optax.adam, 0.1))
+    state, same = svi.init(KEY, np.arange(3.0)), jnp.zeros((), jnp.int32)
+    whole, _ = jvi.fit(svi, KEY, np.arange(3.0), num_steps=3)
+    found, _ = jvi.fit(svi, KEY, np.arange(3.0), num_steps=3, state=state._replace(step=same, skipped=same))
+    np.testing.assert_array_equal(found.params.guide.loc, whole.params.guide.loc)

@@ -28,7 +28,7 @@ LAYERS = [
     {"guides._base", "guides._factors", "guides._sweeps", "guides.functions", "models.densities"},
     {"guides._linked", "guides._places", "models.distributions", "models.sequences", "models.training"},
     {"guides._through", "models"},
-    {"guides._strata"},
+    {"guides._strata", "guides._information"},
     {"guides._conditioners", "guides._splines", "guides.compose", "guides.conditional", "guides.gaussian", "guides.low_rank"},
     {"guides._couplings", "guides._flows"},
     {"guides._autoregressions", "guides.neural_spline", "guides.real_nvp"},

@@ -111,6 +111,35 @@ def test_scan_and_associative_scan_agree_in_values_and_gradients(float64, dim):
     np.testing.assert_allclose(grads.link[3, 0, 0], (ahead - behind) / 2e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dim", [1, 2])
+def test_a_chain_from_its_precision_has_its_moments(float64, dim):
+    rng, size = np.random.default_rng(4), 5
+    loc, cov = linked_gaussian(tuple(range(-1, size - 1)), dim)
+    joint = np.linalg.inv(cov).reshape(size, dim, size, dim)
+    at = np.arange(size)
+    blocks = joint[at, :, at, :], joint[at[1:], :, at[:-1], :]
+    pull = (np.linalg.inv(cov) @ loc).reshape(size, dim)
+    guide = jvi.guides.Markov(size, dim)
+    found = guide.marginals(guide.from_information(pull, *blocks))
+    whole = cov.reshape(size, dim, size, dim)
+    np.testing.assert_allclose(found.loc, loc.reshape(size, dim), atol=1e-10)
+    np.testing.assert_allclose(found.cov, whole[at, :, at, :], atol=1e-10)
+    np.testing.assert_allclose(found.lag_one, whole[at[1:], :, at[:-1], :], atol=1e-10)
+
+    def by_chain(pull, own):
+        return jnp.sum(weights * guide.from_information(pull, own, blocks[1]).loc)
+
+    def by_dense(pull, own):
+        dense = jnp.asarray(joint).at[at, :, at, :].set(own).reshape(size * dim, -1)
+        return jnp.sum(weights * jnp.linalg.solve(dense, pull.ravel()).reshape(size, dim))
+
+    weights = rng.normal(size=(size, dim))
+    for one, other in zip(*(jax.grad(f, (0, 1))(pull, blocks[0]) for f in (by_chain, by_dense)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-9)
+    with pytest.raises(ValueError, match="precision must have shape"):
+        guide.from_information(pull, blocks[0][1:], blocks[1])
+
+
 def test_the_program_does_not_grow_with_the_series():
     assert num_equations(Markov(50, dim=2)) == num_equations(Markov(100_000, dim=2))
 

@@ -10,6 +10,7 @@ from jvi._checks import check_count
 from jvi._spec import spec
 from jvi._typing import Array, Data, PRNGKey, Scalar
 from jvi.guides._base import LOG_2PI, check_scale
+from jvi.guides._information import of_information
 from jvi.guides._linked import (
     Linked,
     Moments,
@@ -113,6 +114,29 @@ class Markov:
         size, dim = self.num_steps, self.dim or 1
         check_moments(size, dim, loc, cov, lag_one)
         return of_moments(self._structure, loc, cov, lag_one)
+
+    def from_information(self, pull: Array, precision: Array, coupling: Array) -> Linked:
+        """The parameters of the chain with log-density -u' J u / 2 + pull' u, but for a constant; differentiable, in O(T).
+
+        With a Gaussian prior's J, and pseudo-observations added to its diagonal and to `pull`, this is that model's smoother: a guide
+        whose links follow the prior's parameters.
+
+        Args:
+          pull: [T, D].
+          precision: J's blocks on the diagonal [T, D, D]; J is positive definite.
+          coupling: its blocks below, of step t + 1 by row with step t by column [T - 1, D, D].
+
+        Raises:
+          ValueError: for an array of another shape.
+
+        References:
+          Archer et al. (2015); Johnson et al. (2016), Composing Graphical Models with Neural Networks for Structured Representations.
+        """
+        size, dim = self.num_steps, self.dim or 1
+        check_shape("pull", pull, (size, dim), "the precision times the means")
+        check_shape("precision", precision, (size, dim, dim), "the blocks on the precision's diagonal")
+        check_shape("coupling", coupling, (size - 1, dim, dim), "the blocks below them")
+        return of_information(pull, precision, coupling)
 
     @property
     def _structure(self) -> Chain:
