@@ -17,7 +17,7 @@ from jvi._typing import Array, Latent
 from jvi.diagnostics.psis import khat_threshold, pareto_khat
 from jvi.svi import Info
 
-__all__ = ["khat_tail", "marginals", "pairs", "trace"]
+__all__ = ["bands", "khat_tail", "marginals", "pairs", "trace"]
 
 COLORS = ("#1b6ca8", "#d1495b", "#3f8f5b", "#8d6cab", "#c58b2a")
 MOST_PAIRS = 8
@@ -101,6 +101,47 @@ def marginals(draws: Latent | Mapping[str, Latent], *, reference: Mapping[str, t
     handles, labels = panels[0].get_legend_handles_labels()
     if labels:
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+    return figure
+
+
+def bands(
+    draws: Array | Mapping[str, Array],
+    *,
+    points: Array | None = None,
+    xlabel: str = "step",
+    ylabel: str = "",
+    log: bool = False,
+) -> Any:
+    """Series: the median of the draws at each step, on a band that holds 90 % of them.
+
+    Args:
+      draws: [S, T], or several by name.
+      points: data to draw beneath [T].
+      xlabel, ylabel: of the axes.
+      log: whether the vertical axis is logarithmic.
+
+    Example:
+      >>> import jvi, numpy as np
+      >>> figure = jvi.plots.bands(np.random.default_rng(0).normal(size=(200, 30)), points=np.zeros(30))
+      >>> figure.axes[0].get_xlabel()
+      'step'
+    """
+    named = _by_name(draws)
+    figure, axes = _figure(8.0, 3.6)
+    if points is not None:
+        axes.plot(np.asarray(points), ".", color="0.75", markersize=2.5, zorder=0)
+    low, high = np.inf, -np.inf
+    for color, (name, one) in zip(COLORS, named.items(), strict=False):
+        lower, middle, upper = np.quantile(np.asarray(one), (0.05, 0.5, 0.95), axis=0)
+        steps = np.arange(len(middle))
+        axes.fill_between(steps, lower, upper, color=color, alpha=0.25, linewidth=0)
+        axes.plot(steps, middle, color=color, linewidth=1.0, label=name or None)
+        low, high = min(low, lower.min()), max(high, upper.max())
+    room = (high / low) ** 0.1 if log else 0.05 * (high - low)
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(low / room, high * room) if log else (low - room, high + room))
+    if log:
+        axes.set_yscale("log")
+    _legend(axes, named)
     return figure
 
 

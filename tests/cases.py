@@ -383,7 +383,7 @@ def _sum_init(rng, x):
 
 ONE_REAL = jvi.guides.MeanField(jvi.space(jvi.real(1)))
 SCALAR = jvi.guides.MeanField(jvi.space(jvi.real()))
-NESTED = jvi.guides.transform(
+COMPOSED = jvi.guides.transform(
     jvi.guides.amortize(
         jvi.guides.sequence(a=jvi.guides.product(u=SCALAR, v=SCALAR), b=jvi.guides.from_distribution(_sum_init, _sum_of_both)),
         flax.linen.Dense(6),
@@ -456,7 +456,7 @@ CASES |= {
     ),
     # product in sequence in amortize in transform
     "nested": Case(
-        NESTED,
+        COMPOSED,
         WithNetwork(
             {"kernel": np.array([[0.5, 0.0, 1.0, 0.0, -1.0, 0.0]]), "bias": np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])},
             {

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, NESTED, HalfNNX, assert_z_test
+from cases import CASES, COMPOSED, HalfNNX, assert_z_test
 from flax import nnx
 from jax.scipy.stats import norm
 from tensorflow_probability.substrates import jax as tfp
@@ -319,7 +319,7 @@ def test_a_plate_in_a_sequence_hands_what_is_shared_to_all_copies():
 
 
 def test_frozen_parts_have_no_gradient_and_the_others_theirs():
-    frozen = guides.freeze(NESTED, "a/u")
+    frozen = guides.freeze(COMPOSED, "a/u")
     case = CASES["nested"]
     params = jax.tree.map(jnp.asarray, case.params)
 
@@ -329,7 +329,7 @@ def test_frozen_parts_have_no_gradient_and_the_others_theirs():
 
     graded = jax.value_and_grad(loss)
     (value, grads), (same, left), (_, none) = jax.jit(
-        lambda params: [graded(params, guide) for guide in (NESTED, frozen, guides.freeze(NESTED))]
+        lambda params: [graded(params, guide) for guide in (COMPOSED, frozen, guides.freeze(COMPOSED))]
     )(params)
     close(value, same)
     close(left.guide["a"]["u"], jax.tree.map(jnp.zeros_like, left.guide["a"]["u"]))
@@ -449,7 +449,7 @@ ERRORS = {
     "no such part inside": (
         ValueError,
         r"^guide\.a: there is no part 'w'; the parts are u, v",
-        lambda: guides.freeze(NESTED, "a/w"),
+        lambda: guides.freeze(COMPOSED, "a/w"),
     ),
     "no parts": (ValueError, r"^guide\.b: .* not made of named parts", lambda: guides.freeze(PAIR, "b/c")),
     "drawn already": (ValueError, "draws b already, with a, b", lambda: guides.partial(PAIR, b=1.0)),

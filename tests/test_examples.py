@@ -108,9 +108,19 @@ def test_ancestors(tmp_path, relaxed):
     assert pictures(tmp_path) == {"ancestors.png"}
 
 
+def test_stochastic_volatility(tmp_path, relaxed):
+    found = load("stochastic_volatility").main(tmp_path, relaxed, small=True, num_steps=1_500)
+    (flat, flat_se, *_), (chain, chain_se, share, ratio) = found["mean-field"], found["Markov"]
+    assert chain - flat > 5.0 + 4.0 * (flat_se + chain_se)
+    # Of a hundred days the posterior of the shock's scale is skewed, and the path's means follow its mean.
+    assert share > 0.5
+    assert 0.8 < ratio < 1.1
+    assert pictures(tmp_path) == {"stochastic_volatility.png"}
+
+
 @pytest.mark.quick
 def test_examples_are_short():
-    for name in (*EXAMPLES, "posterior_collapse", "mixture_guide", "ancestors"):
+    for name in (*EXAMPLES, "posterior_collapse", "mixture_guide", "ancestors", "stochastic_volatility"):
         assert len((FOLDER / f"{name}.py").read_text().splitlines()) <= 100, name
 
 

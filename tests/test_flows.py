@@ -20,7 +20,7 @@ FAMILIES = [
     jvi.guides.InverseAutoregressive,
     jvi.guides.MaskedAutoregressive,
 ]
-ALONE = [name for name in CASES if "spline" in name or "nvp" in name or "autoregressive" in name]
+ALONE = [name for name in CASES if "spline" in name or "nvp" in name or name.startswith(("inverse_", "masked_"))]
 LOC, ROOT = np.array([0.3, -1.2, 0.7]), np.array([[0.5, 0.0, 0.0], [0.6, 1.5, 0.0], [-0.3, 0.2, 0.8]])
 
 

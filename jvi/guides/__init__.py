@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jvi.guides.amortize import amortize, num_params
+from jvi.guides.auto import auto
 from jvi.guides.autoregressive import AutoregressiveSequence, Gated
 from jvi.guides.autoregressive_flows import InverseAutoregressive, MaskedAutoregressive
 from jvi.guides.block_diagonal import BlockDiagonal
@@ -17,6 +18,7 @@ from jvi.guides.low_rank import LowRank
 from jvi.guides.markov import Markov
 from jvi.guides.mixture import Mixture
 from jvi.guides.neural_spline import NeuralSpline
+from jvi.guides.parameterize import parameterize
 from jvi.guides.plate import plate
 from jvi.guides.precision import Precision
 from jvi.guides.real_nvp import RealNVP
@@ -46,12 +48,14 @@ __all__ = [
     "StudentT",
     "Tree",
     "amortize",
+    "auto",
     "conditional",
     "freeze",
     "from_distribution",
     "from_functions",
     "given",
     "num_params",
+    "parameterize",
     "partial",
     "plate",
     "product",
