@@ -109,8 +109,7 @@ def _jvi(make: Callable[..., Any], target: Target, size: Size) -> Run:
 
     guide = make(jvi, jvi.space(jvi.real(target.dim)), size)
     model = jvi.model(lambda x, z: target.log_prob(z))
-    options = {} if hasattr(guide, "guides") else {"gradient": jvi.gradients.pathwise}
-    objective = jvi.elbo(model, guide, num_samples=size.num_samples, **options)
+    objective = jvi.elbo(model, guide, num_samples=size.num_samples)  # by its default gradient, as by the others' theirs
     svi = jvi.SVI(objective, jvi.optimizer(optax.adam, size.rate))
 
     def chunk(state: Any, rng: Any) -> Any:

@@ -192,3 +192,13 @@ def test_splines_refuse_pieces_that_cannot_be():
         jvi.guides.NeuralSpline(space, bound=0.0)
     with pytest.raises(ValueError, match="num_bins must be 50 or fewer"):
         jvi.guides.NeuralSpline(space, num_bins=51)
+
+
+def test_the_default_gradient_needs_no_slow_inverse():
+    flow = jvi.guides.InverseAutoregressive(jvi.space(jvi.real(2)))
+    coupled = jvi.guides.RealNVP(jvi.space(jvi.real(2)))
+    model = jvi.model(lambda x, z: 0.0)
+    for guide in (flow, jvi.guides.product(a=flow, b=coupled), jvi.guides.given(jnp.ravel, flow)):
+        assert jvi.elbo(model, guide).gradient is jvi.gradients.pathwise
+    for guide in (coupled, jvi.guides.MaskedAutoregressive(jvi.space(jvi.real(2)))):
+        assert jvi.elbo(model, guide).gradient is jvi.gradients.stl

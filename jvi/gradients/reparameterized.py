@@ -69,7 +69,13 @@ def stl(guide: Any, params: Params, rng: PRNGKey, x: Data) -> tuple[Latent, Scal
 
 
 def default(guide: Any) -> Callable[..., Any]:
-    """`stratified` where the guide has strata, as mixtures have, `stl` where it has a `log_prob`, else `pathwise`."""
+    """`stratified` where the guide has strata, as mixtures have, `stl` where it has a `log_prob` that is not slow, else `pathwise`."""
     if hasattr(guide, "strata"):
         return stratified
-    return stl if hasattr(guide, "log_prob") else pathwise
+    return stl if hasattr(guide, "log_prob") and not _slow(guide) else pathwise
+
+
+def _slow(guide: Any) -> bool:
+    """Whether the density of a draw takes many passes, as that of an inverse autoregressive flow does, anywhere in a composition."""
+    inside = [part for _, part in getattr(guide, "parts", ())] + [getattr(guide, "guide", None)]
+    return getattr(guide, "slow_log_prob", False) or any(_slow(one) for one in inside if one is not None)

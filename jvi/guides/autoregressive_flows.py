@@ -58,6 +58,7 @@ class InverseAutoregressive:
     context: Callable[[Data], Array] | None = None
     activation: Callable[[Array], Array] = jax.nn.relu
     reparameterized: ClassVar[bool] = True
+    slow_log_prob: ClassVar[bool] = True  # so that `elbo` takes `gradients.pathwise` by default
 
     def __post_init__(self) -> None:
         check_flow(self.space, self.num_layers, self.hidden, self.init_scale, self.context)
