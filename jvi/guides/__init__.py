@@ -7,6 +7,9 @@ from jvi.guides.auto import auto
 from jvi.guides.autoregressive import AutoregressiveSequence, Gated
 from jvi.guides.autoregressive_flows import InverseAutoregressive, MaskedAutoregressive
 from jvi.guides.block_diagonal import BlockDiagonal
+from jvi.guides.annealed import Annealed
+from jvi.guides.autoregressive import AutoregressiveSequence, Gated
+from jvi.guides.auxiliary import Auxiliary
 from jvi.guides.compose import product, sequence
 from jvi.guides.conditional import conditional
 from jvi.guides.delta import Delta
@@ -25,9 +28,14 @@ from jvi.guides.real_nvp import RealNVP
 from jvi.guides.sinh_arcsinh import DenseSinhArcsinh, SinhArcsinh
 from jvi.guides.student_t import StudentT
 from jvi.guides.transform import transform
+from jvi.guides.importance_weighted import ImportanceWeighted
+from jvi.guides.low_rank import LowRank
+from jvi.guides.markov import Markov
+from jvi.guides.semi_implicit import SemiImplicit
 from jvi.guides.tree import Tree
 
 __all__ = [
+    "Annealed",
     "AutoregressiveSequence",
     "BlockDiagonal",
     "Delta",
@@ -36,6 +44,11 @@ __all__ = [
     "Gated",
     "Guide",
     "InverseAutoregressive",
+    "Auxiliary",
+    "FullRank",
+    "Gated",
+    "Guide",
+    "ImportanceWeighted",
     "LowRank",
     "Markov",
     "MaskedAutoregressive",
@@ -46,6 +59,7 @@ __all__ = [
     "RealNVP",
     "SinhArcsinh",
     "StudentT",
+    "SemiImplicit",
     "Tree",
     "amortize",
     "auto",
