@@ -9,6 +9,7 @@ from jvi import (
     gaussian_fits,
     gradients,
     guides,
+    kernels,
     models,
     networks,
     noise,
@@ -47,6 +48,7 @@ from jvi.supports import (
     unit_vector,
     upper_bounded,
 )
+from jvi.svgd import svgd
 from jvi.svi import SVI, FitError, Info, NonFiniteError, State, optimizer
 
 __version__ = "0.1.0"
@@ -78,6 +80,7 @@ __all__ = [
     "infer",
     "interval",
     "iwae",
+    "kernels",
     "learned",
     "lower_bounded",
     "model",
@@ -103,6 +106,7 @@ __all__ = [
     "spaces",
     "split",
     "supports",
+    "svgd",
     "svi",
     "tree",
     "unit_interval",

@@ -61,16 +61,17 @@ class Auxiliary:
     reverse: Any
 
     def __post_init__(self) -> None:
-        if not isinstance(self.guide, Guide) or not hasattr(self.guide, "names"):
+        names = getattr(self.guide, "names", None)
+        if not isinstance(self.guide, Guide) or names is None:
             raise TypeError(f"guide must be of two parts, as jvi.guides.sequence(a=..., z=...) is; got {self.guide!r}.")
-        if len(self.guide.names) != 2:
+        if len(names) != 2:
             raise ValueError(
-                f"guide must have two parts, the auxiliary variable and the latent, got {', '.join(self.guide.names)}; "
+                f"guide must have two parts, the auxiliary variable and the latent, got {', '.join(names)}; "
                 "make several auxiliary variables one part, itself a sequence."
             )
         if not isinstance(self.reverse, Guide) or not hasattr(self.reverse, "log_prob"):
             raise TypeError(
-                f"reverse must be a guide with a log_prob, of draws of {self.guide.names[0]!r} given (x, z); got {self.reverse!r}."
+                f"reverse must be a guide with a log_prob, of draws of {names[0]!r} given (x, z); got {self.reverse!r}."
             )
 
     @property
