@@ -12,13 +12,14 @@ import numpy as np
 from jvi._bridge import Mover
 from jvi._checks import check_count, check_data, check_key
 from jvi._frames import Affine
+from jvi._journal import AGREE
 from jvi._mixtures import Mixture
 from jvi._proposals import drift
 from jvi._spec import Recipe, spec
 from jvi._targets import Density, Target, target_of
 from jvi._typing import Array, Data, PRNGKey, Scalar
 from jvi.fit import fit
-from jvi.gaussian_fits._weigh import posterior_of, weigh
+from jvi.gaussian_fits._weigh import Weighed, posterior_of, weigh
 from jvi.kernels import RBF, Kernel
 from jvi.objectives import Aux
 from jvi.objectives._particles import gradient_only
@@ -31,7 +32,6 @@ __all__ = ["Stein", "svgd"]
 
 _RBF = RBF()
 _CHAINS, _MOVES = 1_024, 20  # with which the particles' moments are compared
-_AGREE = 0.2  # shift of a moment, in sds beyond three standard errors, up to which particles are trusted
 _ACCEPT = 0.4  # below which moves say nothing
 
 
@@ -100,9 +100,10 @@ def svgd(
     All particles take each step at once, along the kernel's mean of the log-density's gradients and away from one another. They
     spread more evenly than draws do, and over several modes where they start among them. In many dimensions they huddle: sds come out
     too small unless there are many times more particles than dimensions (100 of them hold those of a Gaussian in two dimensions to
-    within 5 %; 50 in thirty dimensions come out at a third). So nothing is trusted unchecked: copies of the particles take
-    Hamiltonian moves, which leave the posterior invariant, and where a mean or a variance shifts by more than 0.2 sd, the report
-    says so. A mode that no particle met is not seen.
+    within 5 %; 50 in thirty dimensions come out at a third). So nothing is trusted unchecked. Copies of the particles take Hamiltonian
+    moves, which leave the posterior invariant; and draws of a Gaussian at the particles' moments are weighed by importance. Where the
+    moves, or the weighed draws if their weights are even enough to tell, shift a mean or a variance by more than 0.1 sd, the report
+    says so. A mode that no particle met is not seen, and the shares of modes that are far apart only by the weights.
 
     Args:
       rng: key.
@@ -155,20 +156,19 @@ def svgd(
 def _judged(density: Density, u: np.ndarray, rng: np.random.Generator, began: float) -> Posterior:
     """The posterior of particles, with what moves of them say."""
     count, size = u.shape
-    # Fewer particles than that have no covariance worth the name.
-    chol = np.linalg.cholesky(np.cov(u.T).reshape(size, size)) if count > 2 * size else np.diag(u.std(0, ddof=1))
-    frame = Affine(u.mean(0), chol)
+    frame = Affine(u.mean(0), _root(u))
     shift, accept = _moved(density, frame, np.resize(frame.into(u), (max(_CHAINS // count, 1) * count, size)), rng)
-    fine = shift < _AGREE and accept > _ACCEPT
-    why = f"{_MOVES} Hamiltonian moves of each particle, taken with probability {accept:.2f}, shift moments by {shift:.2f} sd or less"
     found = weigh(density, frame, Mixture(np.zeros(1), np.zeros((1, size)), np.eye(size)[None], max(12.0, float(size))), rng)
-    known = found.log_evidence, found.log_evidence_se
+    gap = _gap(frame, found) if found.good else float("nan")
+    fine = shift < AGREE and accept > _ACCEPT and not gap >= AGREE
+    why = f"{_MOVES} Hamiltonian moves of each particle, taken with probability {accept:.2f}, shift moments by {shift:.2f} sd or less"
+    why += f"; importance-weighted draws lie {gap:.2f} sd away or less" if found.good else ""
+    known = (found.log_evidence, found.log_evidence_se) if found.good else (float("nan"), float("nan"))
     report = Report(
         trusted=fine, reasons=(why if fine else f"{why}: the particles are not spread as the posterior is",),
         advice=() if fine else ("Take more particles or steps; or jvi.infer, which moves and weighs what it draws.",),
-        method=f"{count} particles", log_evidence=known[0] if found.good else float("nan"),
-        log_evidence_se=known[1] if found.good else float("nan"), ess=float(count), num_draws=count, num_grads=density.num_grads,
-        num_densities=density.num_values, seconds=perf_counter() - began,
+        method=f"{count} particles", log_evidence=known[0], log_evidence_se=known[1], ess=float(count), num_draws=count,
+        num_grads=density.num_grads, num_densities=density.num_values, seconds=perf_counter() - began,
     )  # fmt: skip
     return posterior_of(density, frame.loc, frame.chol, report, u, np.full(count, -np.log(count)))
 
@@ -182,3 +182,22 @@ def _moved(density: Density, frame: Affine, v: np.ndarray, rng: np.random.Genera
 
     mover = Mover(rng, v.shape[1])
     return drift(v, mover.move(score, v, _MOVES)), mover.accept
+
+
+def _gap(frame: Affine, found: Weighed) -> float:
+    """By how many sds moments of weighed draws differ from the particles', beyond three standard errors: this sees modes' shares."""
+    v, w = frame.into(found.u), np.exp(found.smoothed)[:, None]
+    terms = np.concatenate([v, 0.5 * (v**2 - 1.0)], 1)
+    means = np.sum(w * terms, 0)
+    error = np.sqrt(np.sum((w * (terms - means)) ** 2, 0))
+    return float(np.max(np.maximum(np.abs(means) - 3.0 * error, 0.0)))
+
+
+def _root(u: np.ndarray) -> np.ndarray:
+    """A root of the particles' covariance; of its diagonal where they are too few to have another worth the name."""
+    if len(u) > 2 * u.shape[1]:
+        try:
+            return np.linalg.cholesky(np.cov(u.T).reshape(u.shape[1], u.shape[1]))
+        except np.linalg.LinAlgError:
+            pass
+    return np.diag(np.maximum(u.std(0, ddof=1), 1e-12 * (1.0 + np.abs(u.mean(0)))))

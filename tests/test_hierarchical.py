@@ -65,6 +65,14 @@ def test_auxiliary_bound_and_gradient_are_the_closed_form_and_a_poor_reverse_loo
     assert_z_test(jax.jit(jax.vmap(one))(jax.random.split(KEY, NUM)), jnp.append(flat(grads), value))
 
 
+def test_importance_weighted_bound_by_example_is_the_log_evidence_of_each_with_the_exact_parts():
+    case = CASES["auxiliary"]
+    objective = jvi.per_example(jvi.iwae(jvi.model(case.log_joint), case.guide, num_samples=3))
+    value, aux = jax.jit(objective)(jvi.objectives.Params((), arrays(case.params)), KEY, jnp.array([0.9, -0.3, 2.0]))
+    np.testing.assert_allclose(value, LOG_EVIDENCE, atol=1e-4)
+    np.testing.assert_allclose(aux.log_w, LOG_EVIDENCE, atol=1e-4)
+
+
 # --- SemiImplicit
 
 COUNTS = (0, 1, 5, 100)

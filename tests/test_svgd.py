@@ -24,6 +24,11 @@ def _two_modes(z):
     return jnp.logaddexp(norm.logpdf(z[0], -3.0), norm.logpdf(z[0], 3.0)) - jnp.log(2.0) + norm.logpdf(z[1])
 
 
+def _unequal_modes(z):
+    modes = jnp.logaddexp(norm.logpdf(z[0], -3.0) + jnp.log(0.9), norm.logpdf(z[0], 3.0) + jnp.log(0.1))
+    return modes + norm.logpdf(z[1])
+
+
 def _standard(z):
     return norm.logpdf(z).sum()
 
@@ -84,6 +89,13 @@ def test_two_modes_share_the_particles():
         np.testing.assert_allclose(np.abs(side[:, 0].mean()), 3.0, atol=0.1)
         np.testing.assert_allclose(side.std(0), 1.0, atol=0.15)
     assert fit.report.trusted
+
+
+def test_wrong_shares_of_modes_are_not_trusted():
+    fit = jvi.svgd(KEY, _unequal_modes, jvi.space(jvi.real(2)), num_steps=300, init_scale=3.0)
+    assert (fit.particles.z[:, 0] > 0.0).mean() > 0.3
+    assert not fit.report.trusted
+    assert "importance-weighted draws" in fit.report.reasons[0]
 
 
 def test_collapsed_variances_are_not_trusted():
