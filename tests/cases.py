@@ -20,9 +20,21 @@ from scipy.stats import norm as scipy_norm
 from tensorflow_probability.substrates import jax as tfp
 
 import jvi
-from jvi.guides import _linked, autoregressive, block_diagonal, gaussian, low_rank, mixture, precision, sinh_arcsinh, student_t
+from jvi.guides import (
+    _linked,
+    annealed,
+    autoregressive,
+    auxiliary,
+    block_diagonal,
+    gaussian,
+    low_rank,
+    mixture,
+    precision,
+    semi_implicit,
+    sinh_arcsinh,
+    student_t,
+)
 from jvi.guides._through import WithNetwork
-from jvi.guides import _linked, annealed, autoregressive, auxiliary, gaussian, low_rank, semi_implicit
 
 LOG_EVIDENCE = -2.5
 FAILURE_RATE = 1e-4
@@ -675,6 +687,7 @@ CASES |= {
     "flow_after_flow": Case(
         jvi.guides.sequence(a=jvi.guides.RealNVP(_R2, **_FLOW), b=_IAF), {"a": _EARLIER, "b": _LATER}, _flow_after_flow
     ),
+}
 
 
 # a ~ N(m, 0.8^2) and z | a ~ N(1.5 a + 0.4 x, 0.5^2): z's marginal, and a given z, by coordinate.
