@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from scipy.linalg import solve_triangular
+
+
+class Frame(Protocol):
+    """A map from v, in which a target is about N(0, I), to its coordinates u; points by row [S, D]."""
+
+    def out(self, v: np.ndarray) -> np.ndarray:
+        """Coordinates of v."""
+        ...
+
+    def into(self, u: np.ndarray) -> np.ndarray:
+        """The inverse of `out`."""
+        ...
+
+    def log_det(self, v: np.ndarray) -> np.ndarray:
+        """log|du/dv| [S]."""
+        ...
+
+    def pull(self, v: np.ndarray, grads: np.ndarray) -> np.ndarray:
+        """The gradient by v of f(u(v)) + log|du/dv|, from that of f by u."""
+        ...
 
 
 class Affine:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jvi._bridge import MIXED, Bridge, grouped_ess
-from jvi._frames import Affine, Bent
+from jvi._frames import Affine, Frame
 from jvi._mixtures import Mixture
 from jvi._progress import Stages
 from jvi._targets import Density
@@ -74,7 +74,7 @@ class Journal:
         )  # fmt: skip
         return posterior_of(self._density, self.gaussian.loc, self.gaussian.chol, report, weighed.u, weighed.smoothed)
 
-    def bridged(self, first: Bridge, last: Bridge, frame: Affine | Bent) -> Posterior:
+    def bridged(self, first: Bridge, last: Bridge, frame: Frame) -> Posterior:
         """The posterior of the particles of two bridges, or of one that is both."""
         every, ess = _pooled(first, last)
         gap, evidence_gap, error = _gap(first, last, frame), *_evidence_gap(first, last)
@@ -89,7 +89,7 @@ class Journal:
         log_w = np.full(len(v), -np.log(len(v)))
         return posterior_of(self._density, self.gaussian.loc, self.gaussian.chol, report, frame.out(v), log_w, len(every))
 
-    def apart(self, first: Bridge, last: Bridge, frame: Affine | Bent) -> list[str]:
+    def apart(self, first: Bridge, last: Bridge, frame: Frame) -> list[str]:
         """What speaks against two bridges, if anything; a false alarm is the lesser fault."""
         (_, ess), reasons = _pooled(first, last), []
         gap, evidence_gap, error = _gap(first, last, frame), *_evidence_gap(first, last)
@@ -121,7 +121,7 @@ def _pooled(first: Bridge, last: Bridge) -> tuple[np.ndarray, float]:
     return every, float(np.min(grouped_ess(every)))
 
 
-def _gap(first: Bridge, last: Bridge, frame: Affine | Bent) -> float:
+def _gap(first: Bridge, last: Bridge, frame: Frame) -> float:
     """The largest difference of a mean, in sds, or of the log of an sd, of coordinates: a frame can make tails light that are heavy."""
     a, b = (frame.out(one.v.reshape(-1, one.v.shape[-1])) for one in (first, last))
     return float(max(np.max(np.abs(a.mean(0) - b.mean(0)) / b.std(0)), np.max(np.abs(np.log(a.std(0) / b.std(0))))))

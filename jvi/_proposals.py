@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from jvi._frames import Affine, Bent
+from jvi._frames import Frame
 from jvi._mixtures import Mixture, adapted
 from jvi._targets import Density
 from jvi.gaussian_fits._climb import Gaussian
 
 
-def proposal(frame: Affine | Bent, fits: list[Gaussian]) -> Mixture:
+def proposal(frame: Frame, fits: list[Gaussian]) -> Mixture:
     """Student-t components at Gaussian fits, the first of which the frame was made of, by their shares of the evidence.
 
     Raises:
@@ -31,9 +31,7 @@ def proposal(frame: Affine | Bent, fits: list[Gaussian]) -> Mixture:
     return Mixture(log_mix, np.stack(locs), np.stack(chols), df)
 
 
-def enriched(
-    density: Density, frame: Affine | Bent, mixture: Mixture, rng: np.random.Generator, num_components: int
-) -> Mixture:
+def enriched(density: Density, frame: Frame, mixture: Mixture, rng: np.random.Generator, num_components: int) -> Mixture:
     """The mixture with more components, fitted to the target; a tenth stays with what it was, for what the new ones miss."""
     few = num_components <= 8
     first, num_rounds, num_samples = mixture, 10 if few else 24, 3_000 if few else 250 * num_components

@@ -107,6 +107,7 @@ class Density:
       target: what is evaluated.
       num_values, num_grads: how often so far.
       eps: relative precision of its values: that of float64 where the log-joint allows.
+      context: makes the precision that it works in.
       deadline, most_grads: when `perf_counter` or `num_grads` passes them, evaluations raise `BudgetSpentError`.
 
     Example:
@@ -127,7 +128,7 @@ class Density:
             self._begin(nullcontext, x)  # a log-joint that mixes types works in single precision only; another fails again
 
     def _begin(self, context: Any, x: Data) -> None:
-        self._context = context
+        self.context = context
         with context():
             self.x = jax.device_put(jax.tree.map(_widest, x))
             self.dtype = jnp.result_type(float)
@@ -155,14 +156,23 @@ class Density:
         """Latents [S, ...] of coordinates [S, D]."""
         return self._each(_Constrain(self.target), u)
 
-    def _each(self, function: Any, u: np.ndarray) -> Any:
+    def spend(self, num_grads: int = 0) -> None:
+        """Count gradients that are taken elsewhere.
+
+        Raises:
+          BudgetSpentError: if no more are allowed.
+        """
         if perf_counter() > self.deadline or self.num_grads > self.most_grads:
             raise BudgetSpentError
+        self.num_grads += num_grads
+
+    def _each(self, function: Any, u: np.ndarray) -> Any:
+        self.spend()
         parts = np.array_split(np.asarray(u, self.dtype), -(-len(u) // _ROWS))
 
         def one(part: np.ndarray) -> Any:
             padded = np.concatenate([part, np.repeat(part[-1:], _ROWS - len(part), 0)])
-            with self._context():
+            with self.context():
                 found = jax.device_get(rows(function, _LANES, self.x, padded, len(part)))
             return jax.tree.map(lambda leaf: _wide(np.asarray(leaf)[: len(part)]), found)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import logsumexp
 
-from jvi._frames import Affine, Bent
+from jvi._frames import Frame
 from jvi._mixtures import Mixture
 from jvi._particles import Particles
 from jvi._precision import precise
@@ -68,9 +68,7 @@ class Weighed(NamedTuple):
         return self.good, self.ess / len(self.u) - max(self.khat - KHAT, 0.0)
 
 
-def weigh(
-    density: Density, frame: Affine | Bent, mixture: Mixture, rng: np.random.Generator, num_samples: int = DRAWS
-) -> Weighed:
+def weigh(density: Density, frame: Frame, mixture: Mixture, rng: np.random.Generator, num_samples: int = DRAWS) -> Weighed:
     """Draw from a mixture in a frame, and weigh."""
     v = mixture.sample(rng, num_samples)
     u = frame.out(v)

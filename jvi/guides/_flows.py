@@ -81,24 +81,35 @@ def at_gaussian(space: Space, loc: Array, root: Array) -> Diagonal | Dense:
 
 def draw(space: Space, params: Flow, rng: PRNGKey, forward: Map) -> tuple[Latent, Scalar]:
     """One draw and its log-density, the log-determinant taken on the way."""
-    base = params.base
-    eps = jax.random.normal(rng, base.loc.shape, base.loc.dtype)
-    bent, log_bent = forward(eps)
-    if isinstance(base, Dense):
-        bent = bent + below(base.lower) @ bent
-    z, log_det = space.constrain(base.loc + jnp.exp(base.log_scale) * bent)
-    return z, log_standard(eps) - log_bent - jnp.sum(base.log_scale) - log_det
+    eps = jax.random.normal(rng, params.base.loc.shape, params.base.loc.dtype)
+    u, log_moved = onto(params, eps, forward)
+    z, log_det = space.constrain(u)
+    return z, log_standard(eps) - log_moved - log_det
 
 
 def log_density(space: Space, params: Flow, z: Latent, inverse: Map) -> Scalar:
     """log q(z), by the inverse of f and its log-determinant."""
-    base = params.base
     u, log_det = space.unconstrain(z)
+    eps, log_moved = back(params, u, inverse)
+    return log_standard(eps) + log_moved + log_det
+
+
+def onto(params: Flow, eps: Array, forward: Map) -> tuple[Array, Scalar]:
+    """Coordinates u = loc + L f(eps) [D], and log|du/deps|."""
+    base, (bent, log_bent) = params.base, forward(eps)
+    if isinstance(base, Dense):
+        bent = bent + below(base.lower) @ bent
+    return base.loc + jnp.exp(base.log_scale) * bent, log_bent + jnp.sum(base.log_scale)
+
+
+def back(params: Flow, u: Array, inverse: Map) -> tuple[Array, Scalar]:
+    """Noise [D] of coordinates, and log|deps/du|."""
+    base = params.base
     bent = (u - base.loc) * jnp.exp(-base.log_scale)
     if isinstance(base, Dense):
         bent = solve_triangular(below(base.lower), bent, lower=True, unit_diagonal=True)
     eps, log_unbent = inverse(bent)
-    return log_standard(eps) + log_unbent - jnp.sum(base.log_scale) + log_det
+    return eps, log_unbent - jnp.sum(base.log_scale)
 
 
 def affine(output: Array) -> tuple[Array, Array]:
