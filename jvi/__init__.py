@@ -6,6 +6,7 @@ from jvi import (
     bounds,
     controls,
     diagnostics,
+    encoders,
     gaussian_fits,
     gradients,
     guides,
@@ -29,6 +30,7 @@ from jvi.infer import Budget, infer
 from jvi.models import learned, model, split
 from jvi.objectives import elbo, iwae, per_example, renyi
 from jvi.posterior import Posterior
+from jvi.refine import refine
 from jvi.report import Report
 from jvi.spaces import space
 from jvi.supports import (
@@ -71,6 +73,7 @@ __all__ = [
     "diagnose",
     "diagnostics",
     "elbo",
+    "encoders",
     "fit",
     "fit_batches",
     "gaussian_fits",
@@ -98,6 +101,7 @@ __all__ = [
     "posterior",
     "real",
     "recipe",
+    "refine",
     "renyi",
     "schedules",
     "sequence",
