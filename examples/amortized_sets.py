@@ -48,11 +48,6 @@ model, space = jvi.model(log_joint), jvi.space(jvi.real(2))
 families = {"mean-field": jvi.guides.MeanField(space), "full-rank": jvi.guides.FullRank(space)}
 
 
-def moments(guide, params, x):
-    q = guide.distribution(params, x)
-    return q.mean(), q.stddev()
-
-
 def main(out: Path, console: Console | None = None, num_steps: int = 4_000, width: int = 32) -> dict:
     console = console or Console(highlight=False)
     train, test = (jax.jit(jax.vmap(simulate))(jax.random.split(jax.random.key(i), n)) for i, n in enumerate((20_000, 1_000)))
@@ -63,16 +58,16 @@ def main(out: Path, console: Console | None = None, num_steps: int = 4_000, widt
     for name, inner in families.items():
         encoder = jvi.encoders.SetTransformer(jvi.guides.num_params(inner), width=width, num_inducing=8)
         guide = jvi.guides.amortize(inner, encoder)
-        objective = jvi.elbo(model, guide, num_samples=4, gradient=jvi.gradients.stl)
+        objective = jvi.elbo(model, guide, num_samples=4)
         svi = jvi.SVI(jvi.per_example(objective), jvi.optimizer(jvi.svi.cosine_adam, 5e-3, num_steps=num_steps))
         state, _ = jvi.fit_batches(svi, jax.random.key(2), train, num_steps=num_steps, batch_size=32)
-        found[name] = jax.vmap(partial(moments, guide, state.params.guide))(test)
+        found[name] = jax.vmap(partial(guide.distribution, state.params.guide))(test)
         of_one = partial(guide.sample_and_log_prob, state.params.guide, x=jax.tree.map(lambda leaf: leaf[one], test))
         draws[name] = jax.vmap(of_one)(jax.random.split(jax.random.key(4), 500))[0]
     keys = jax.random.split(jax.random.key(3), len(sd))
     refined = jax.vmap(lambda key, x: jvi.refine(objective, state.params, key, x, num_steps=50))(keys, test)
-    found["refined"] = jax.vmap(partial(moments, inner))(refined, test)
-    scores = {name: (np.abs(q_mean - mean) / sd, q_sd / sd) for name, (q_mean, q_sd) in found.items()}
+    found["refined"] = jax.vmap(inner.distribution)(refined, test)
+    scores = {name: (np.abs(q.mean() - mean) / sd, q.stddev() / sd) for name, q in found.items()}
     for title, i in (("error of the mean, in posterior sds", 0), ("sd / posterior sd", 1)):
         table = Table("guide", *(f"n = {a} to {b}" for a, b in GROUPS), title=title)
         for name, score in scores.items():

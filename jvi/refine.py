@@ -42,8 +42,8 @@ def refine(
     those of its training above all, is made up for at the cost of `num_steps` gradients.
 
     Args:
-      objective: written for one datum, such as `jvi.elbo(model, guide, num_samples=8, gradient=jvi.gradients.stl)`; its guide is made
-        by `jvi.guides.amortize`. Steps from a good start gain from a gradient with little noise, as that of `stl`.
+      objective: written for one datum, such as `jvi.elbo(model, guide, num_samples=8)`; its guide is made by `jvi.guides.amortize`.
+        The better the start, the more draws: what a step gains must not drown in its noise.
       params: the objective's, as fitted.
       rng: key.
       x: one datum. For many, `jax.vmap(lambda key, one: jvi.refine(objective, params, key, one))(keys, x)`.
@@ -61,7 +61,7 @@ def refine(
       >>> import jax, jax.numpy as jnp, jvi
       >>> model = jvi.model(lambda x, z: -0.5 * jnp.sum((z - x) ** 2))
       >>> inner = jvi.guides.MeanField(jvi.space(jvi.real(2)))
-      >>> objective = jvi.elbo(model, jvi.guides.amortize(inner, jvi.encoders.MLP(4)), gradient=jvi.gradients.stl)
+      >>> objective = jvi.elbo(model, jvi.guides.amortize(inner, jvi.encoders.MLP(4)))
       >>> x = jnp.array([1.0, -1.0])
       >>> params = objective.init(jax.random.key(0), x)  # of an encoder that has learned nothing
       >>> refined = jvi.refine(objective, params, jax.random.key(1), x, num_steps=300)
@@ -115,7 +115,8 @@ class _Steps:
         inner = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), inner)
 
         def step(carry: Any, i: Any) -> Any:
-            found = self.svi.advance(*carry, jax.random.fold_in(rng, i), (params, x))
+            inner, opt_state, in_a_row = carry
+            found = self.svi.advance(inner, opt_state, in_a_row, jax.random.fold_in(rng, i), (params, x))
             return found[:3], None
 
         carry = (inner, self.svi.opt_init(inner), jnp.zeros((), jnp.int32))

@@ -139,7 +139,6 @@ def test_guides_start_near_their_own_start():
     for encoder, x in (
         (encoders.MLP(2, hidden=(8,)), numbers),
         (encoders.Convolutional(2, channels=(4,), hidden=8), image),
-        (encoders.Convolutional(2, channels=(4,), hidden=8), image[..., None]),
         (encoders.SetTransformer(2, width=8, num_heads=2, num_layers=1), X[:, 0]),
     ):
         out = apply(encoder, initial(encoder, x), x)
@@ -147,14 +146,23 @@ def test_guides_start_near_their_own_start():
         assert 0.0 < np.abs(out).max() < 0.2
 
 
+def test_an_image_may_have_channels():
+    encoder = encoders.Convolutional(2, channels=(4,), hidden=8)
+    shapes = [jax.eval_shape(partial(encoder.init, KEY), jnp.ones(shape)) for shape in ((6, 5), (6, 5, 1))]
+    assert shapes[0] == shapes[1]
+    kernels = jax.eval_shape(partial(encoder.init, KEY), jnp.ones((6, 5, 3)))["params"]["Conv_0"]["kernel"]
+    assert kernels.shape == (3, 3, 3, 4)
+
+
 def test_encoders_take_the_default_precision(float64):
-    for name in ("set", "recurrent"):
-        encoder, x = OF_ELEMENTS[name], X.astype(np.float64)
-        params = started(encoder, x)
+    x = jnp.asarray(X, "float64")
+    for encoder in (*OF_ELEMENTS.values(), encoders.MLP(3)):
+        params = jax.eval_shape(partial(encoder.init, KEY), x)
         assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float64"}
-        whole = apply(encoder, params, padded(jnp.asarray(x)))
-        assert whole.dtype == np.float64
-        np.testing.assert_allclose(whole if name == "set" else whole[:5], apply(encoder, params, x), rtol=1e-12, atol=1e-13)
+        assert jax.eval_shape(encoder.apply, params, x).dtype == np.float64
+    params = started(OF_ELEMENTS["recurrent"], x)
+    whole, alone = (apply(OF_ELEMENTS["recurrent"], params, x) for x in (padded(x), x))
+    np.testing.assert_allclose(whole[:5], alone, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +203,7 @@ def simulate(key, most=20):
 
 MODEL, INNER = jvi.model(log_joint), guides.MeanField(SPACE)
 ENCODER = encoders.SetTransformer(2, width=16, num_heads=2, num_layers=1, num_inducing=4)
-OBJECTIVE = jvi.elbo(MODEL, guides.amortize(INNER, ENCODER), num_samples=2, gradient=jvi.gradients.stl)
+OBJECTIVE = jvi.elbo(MODEL, guides.amortize(INNER, ENCODER), num_samples=2)
 
 
 def data_sets(seed, count):
@@ -268,7 +276,7 @@ def test_refining_compiles_once_for_equal_objectives_and_leaves_the_model_alone(
     model = jvi.learned(lambda rng, x: jnp.zeros(()), counted)
 
     def objective():
-        return jvi.elbo(model, guides.amortize(INNER, encoders.MLP(2, hidden=())), gradient=jvi.gradients.stl)
+        return jvi.elbo(model, guides.amortize(INNER, encoders.MLP(2, hidden=())))
 
     x = jnp.ones(1)
     params = jax.jit(objective().init)(KEY, x)

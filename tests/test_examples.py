@@ -116,11 +116,20 @@ def test_stochastic_volatility(tmp_path, relaxed):
     assert share > 0.5
     assert 0.8 < ratio < 1.1
     assert pictures(tmp_path) == {"stochastic_volatility.png"}
+def test_amortized_sets(tmp_path, relaxed):
+    scores = load("amortized_sets").main(tmp_path, relaxed, num_steps=300, width=16)
+    errors, ratios = ({name: float(np.mean(score[i])) for name, score in scores.items()} for i in (0, 1))
+    assert ratios["mean-field"] < 0.75  # the conditional sds, which is what a mean-field guide finds
+    assert abs(ratios["full-rank"] - 1.0) < 0.1
+    assert errors["refined"] < 0.5 * errors["full-rank"]
+    assert abs(ratios["refined"] - 1.0) < 0.05
+    assert pictures(tmp_path) == {"amortized_sets.png"}
 
 
 @pytest.mark.quick
 def test_examples_are_short():
     for name in (*EXAMPLES, "posterior_collapse", "mixture_guide", "ancestors", "stochastic_volatility"):
+    for name in (*EXAMPLES, "posterior_collapse", "amortized_sets"):
         assert len((FOLDER / f"{name}.py").read_text().splitlines()) <= 100, name
 
 

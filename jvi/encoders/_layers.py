@@ -46,8 +46,8 @@ def elements(encoder: nn.Module, inputs: Any) -> tuple[Array, Array]:
       ValueError: if the shapes are others.
     """
     name = type(encoder).__name__
-    parts = inputs if isinstance(inputs, tuple) else (inputs,)
-    if len(parts) > 2 or not all(hasattr(part, "shape") for part in parts):
+    parts: tuple[Any, ...] = inputs if isinstance(inputs, tuple) else (inputs,)
+    if len(parts) not in (1, 2) or not all(hasattr(part, "shape") for part in parts):
         raise TypeError(
             f"{name} takes an array [N, F], or (values [N, F], mask [N]); got {_tree.shapes(inputs)}. Where x holds more than that, "
             "name what the encoder sees, as in jvi.guides.amortize(guide, encoder, inputs=lambda x: (x['values'], x['mask']))."
