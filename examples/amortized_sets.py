@@ -1,8 +1,7 @@
 """One posterior for any data set: a set Transformer reads up to 100 observations, in any order, and says what the line is.
 
-Every data set is points (t, y) about a line, y ~ N(z[0] + z[1] t, 1). From the points, padded to one shape and masked, an encoder by
-attention gives the parameters of q(z | x), for sets of any size at once. It is trained on simulated data sets and compared with the
-conjugate posterior on others; at last a few steps from the encoder's answer make up for what it falls short of.
+Every data set is points (t, y) about a line, y ~ N(z[0] + z[1] t, 1), padded to one shape and masked. An encoder trained on simulated
+ones is compared with the conjugate posterior on others; then a few steps from its answer make up for what it falls short of.
 """
 
 from functools import partial
@@ -23,8 +22,7 @@ GROUPS = ((0, 3), (4, 10), (11, 30), (31, MOST))  # of numbers of observations
 
 def log_joint(x, z):
     points, mask = x
-    log_likelihood = norm.logpdf(points[:, 1], z[0] + z[1] * points[:, 0])
-    return jnp.sum(norm.logpdf(z)) + jnp.sum(jnp.where(mask, log_likelihood, 0.0))
+    return jnp.sum(norm.logpdf(z)) + jnp.sum(jnp.where(mask, norm.logpdf(points[:, 1], z[0] + z[1] * points[:, 0]), 0.0))
 
 
 def conjugate(x):
@@ -48,31 +46,34 @@ model, space = jvi.model(log_joint), jvi.space(jvi.real(2))
 families = {"mean-field": jvi.guides.MeanField(space), "full-rank": jvi.guides.FullRank(space)}
 
 
-def main(out: Path, console: Console | None = None, num_steps: int = 4_000, width: int = 32) -> dict:
+def moments(guide, params, x):
+    q = guide.distribution(params, x)
+    return q.mean(), q.stddev()
+
+
+def main(out: Path, console: Console | None = None, num_steps: int = 4_000, num_test: int = 1_000) -> dict:
     console = console or Console(highlight=False)
-    train, test = (jax.jit(jax.vmap(simulate))(jax.random.split(jax.random.key(i), n)) for i, n in enumerate((20_000, 1_000)))
-    mean, cov = jax.vmap(conjugate)(test)
+    draw = jax.jit(jax.vmap(simulate))
+    train, test = (draw(jax.random.split(jax.random.key(i), n)) for i, n in enumerate((20_000, num_test)))
+    mean, cov = jax.jit(jax.vmap(conjugate))(test)
     sd, sizes = jnp.sqrt(jnp.diagonal(cov, axis1=1, axis2=2)), np.asarray(jnp.sum(test[1], -1))
-    one = int(np.argmax(sizes == 20))  # a data set to look at
+    one = int(np.argmax(sizes > 19))  # a data set to look at
     found, draws = {}, {"exact": np.random.default_rng(0).multivariate_normal(mean[one], cov[one], 500)}
     for name, inner in families.items():
-        encoder = jvi.encoders.SetTransformer(jvi.guides.num_params(inner), width=width, num_inducing=8)
-        guide = jvi.guides.amortize(inner, encoder)
-        objective = jvi.elbo(model, guide, num_samples=4)
+        encoder = jvi.encoders.SetTransformer(jvi.guides.num_params(inner), width=32, num_inducing=8)
+        objective = jvi.elbo(model, guide := jvi.guides.amortize(inner, encoder), num_samples=4)
         svi = jvi.SVI(jvi.per_example(objective), jvi.optimizer(jvi.svi.cosine_adam, 5e-3, num_steps=num_steps))
         state, _ = jvi.fit_batches(svi, jax.random.key(2), train, num_steps=num_steps, batch_size=32)
-        found[name] = jax.vmap(partial(guide.distribution, state.params.guide))(test)
+        found[name] = jax.jit(jax.vmap(partial(moments, guide, state.params.guide)))(test)
         of_one = partial(guide.sample_and_log_prob, state.params.guide, x=jax.tree.map(lambda leaf: leaf[one], test))
-        draws[name] = jax.vmap(of_one)(jax.random.split(jax.random.key(4), 500))[0]
-    keys = jax.random.split(jax.random.key(3), len(sd))
-    refined = jax.vmap(lambda key, x: jvi.refine(objective, state.params, key, x, num_steps=50))(keys, test)
-    found["refined"] = jax.vmap(inner.distribution)(refined, test)
-    scores = {name: (np.abs(q.mean() - mean) / sd, q.stddev() / sd) for name, q in found.items()}
+        draws[name] = jax.jit(jax.vmap(of_one))(jax.random.split(jax.random.key(4), 500))[0]
+    refine = jax.vmap(partial(jvi.refine, objective, state.params, num_steps=50))
+    found["refined"] = jax.vmap(partial(moments, inner))(refine(jax.random.split(jax.random.key(3), len(sd)), test), test)
+    scores = {name: (np.mean(np.abs(a - mean) / sd, -1), np.mean(b / sd, -1)) for name, (a, b) in found.items()}
     for title, i in (("error of the mean, in posterior sds", 0), ("sd / posterior sd", 1)):
         table = Table("guide", *(f"n = {a} to {b}" for a, b in GROUPS), title=title)
         for name, score in scores.items():
-            each = np.asarray(score[i]).mean(-1)
-            of_group = [jvi.diagnostics.mean_of(each[(a <= sizes) & (sizes <= b)]) for a, b in GROUPS]
+            of_group = [jvi.diagnostics.mean_of(score[i][(a <= sizes) & (sizes <= b)]) for a, b in GROUPS]
             table.add_row(name, *(f"{of.value:.3f} ± {of.standard_error:.3f}" for of in of_group))
         console.print(table)
     _picture(draws, sizes, scores).savefig(out / "amortized_sets.png")
@@ -86,13 +87,12 @@ def _picture(draws, sizes, scores):
     cloud, *others = figure.subplots(1, 3)
     for name, z in draws.items():
         cloud.plot(*np.asarray(z).T, ".", ms=3, alpha=0.5, label=name)
-    cloud.set(xlabel="intercept", ylabel="slope", title="posterior of a held-out set, n = 20")
+    cloud.set(xlabel="intercept", ylabel="slope", title="posterior of a held-out set")
     for axes, i, title in zip(others, (0, 1), ("error of the mean, posterior sds", "sd / posterior sd"), strict=True):
         for name, score in scores.items():
-            axes.plot(sizes, np.asarray(score[i]).mean(-1), ".", ms=3, alpha=0.5, label=name)
+            axes.plot(sizes, score[i], ".", ms=3, alpha=0.5, label=name)
         axes.set(xscale="symlog", xlabel="observations", title=title, ylim=(0, 1.5))
-    for axes in (cloud, others[0]):
-        axes.legend(markerscale=3)
+    cloud.legend(markerscale=3), others[0].legend(markerscale=3)
     return figure
 
 
