@@ -61,10 +61,11 @@ def refine(
       >>> import jax, jax.numpy as jnp, jvi
       >>> model = jvi.model(lambda x, z: -0.5 * jnp.sum((z - x) ** 2))
       >>> inner = jvi.guides.MeanField(jvi.space(jvi.real(2)))
-      >>> objective = jvi.elbo(model, jvi.guides.amortize(inner, jvi.encoders.MLP(4)))
+      >>> objective = jvi.elbo(model, jvi.guides.amortize(inner, jvi.encoders.MLP(4)), num_samples=10)
       >>> x = jnp.array([1.0, -1.0])
       >>> params = objective.init(jax.random.key(0), x)  # of an encoder that has learned nothing
-      >>> refined = jvi.refine(objective, params, jax.random.key(1), x, num_steps=300)
+      >>> fast = jvi.optimizer(jvi.svi.cosine_adam, 0.1, num_steps=300)
+      >>> refined = jvi.refine(objective, params, jax.random.key(1), x, num_steps=300, optimizer=fast)
       >>> bool(jnp.allclose(refined.loc, x, atol=0.1))
       True
 

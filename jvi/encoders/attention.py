@@ -34,10 +34,10 @@ class SetTransformer(nn.Module):
 
     Example:
       >>> import jax, jax.numpy as jnp, jvi
-      >>> encoder, x = jvi.encoders.SetTransformer(3, width=16, num_inducing=4), jnp.linspace(-1.0, 1.0, 5)
-      >>> params = encoder.init(jax.random.key(0), x)
+      >>> encoder, x = jvi.encoders.SetTransformer(3, width=16, num_layers=1), jnp.linspace(-1.0, 1.0, 5)
+      >>> params, apply = jax.jit(encoder.init)(jax.random.key(0), x), jax.jit(encoder.apply)
       >>> padded = jnp.append(x[::-1], 9.0), jnp.arange(6) < 5
-      >>> bool(jnp.allclose(encoder.apply(params, x), encoder.apply(params, padded), atol=1e-5))
+      >>> bool(jnp.allclose(apply(params, x), apply(params, padded), atol=1e-5))
       True
 
     References:
@@ -90,9 +90,9 @@ class SequenceTransformer(nn.Module):
 
     Example:
       >>> import jax, jax.numpy as jnp, jvi
-      >>> encoder, x = jvi.encoders.SequenceTransformer(2, width=16, causal=True), jnp.linspace(-1.0, 1.0, 5)
-      >>> params = encoder.init(jax.random.key(0), x)
-      >>> bool(jnp.allclose(encoder.apply(params, x)[:3], encoder.apply(params, x[:3]), atol=1e-5))
+      >>> encoder, x = jvi.encoders.SequenceTransformer(2, width=16, num_layers=1, causal=True), jnp.linspace(-1.0, 1.0, 5)
+      >>> params, apply = jax.jit(encoder.init)(jax.random.key(0), x), jax.jit(encoder.apply)
+      >>> bool(jnp.allclose(apply(params, x)[:3], apply(params, x[:3]), atol=1e-5))
       True
 
     References:

@@ -63,7 +63,8 @@ class Convolutional(nn.Module):
     Example:
       >>> import jax, jax.numpy as jnp, jvi
       >>> encoder, image = jvi.encoders.Convolutional(4, channels=(8, 16)), jnp.ones((8, 8))
-      >>> encoder.apply(encoder.init(jax.random.key(0), image), image).shape
+      >>> out, params = jax.eval_shape(encoder.init_with_output, jax.random.key(0), image)
+      >>> out.shape
       (4,)
 
     References:
