@@ -23,7 +23,7 @@ from jvi.supports import real
 from jvi.svi import SVI, cosine_adam, optimizer
 
 _LANES, _ROWS = 16, 512  # points taken together, and in one call
-_STEPS, _CHUNK, _DRAWS = 2_000, 500, 64
+_CHUNK, _DRAWS = 500, 64
 
 
 class Flowed:
@@ -64,22 +64,28 @@ class Flowed:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *map(one, parts))
 
 
-def flowed(density: Density, base: Affine, rng: np.random.Generator) -> Flowed:
-    """The flow over `base`, in which the target is about N(0, I), of largest ELBO; it starts as `base` itself."""
+def flowed(density: Density, base: Affine, rng: np.random.Generator, *, num_steps: int = 2_000) -> Flowed:
+    """The flow over `base`, in which the target is about N(0, I), of largest ELBO; it starts as `base` itself.
+
+    References:
+      Dinh, Sohl-Dickstein and Bengio (2017), Density Estimation Using Real NVP; Agrawal, Sheldon and Domke (2020), Advances in
+      Black-Box VI, for flows that start at a Gaussian.
+    """
     size = len(base.loc)
     guide = RealNVP(space(real(size)), num_layers=6)
     with density.context():
         x = (density.x, jnp.asarray(base.loc), jnp.asarray(base.chol))
         key = jax.random.key(int(rng.integers(2**31)))
         svi = SVI(
-            elbo(model(_Framed(density.target)), guide, num_samples=_DRAWS), optimizer(cosine_adam, 3e-3, num_steps=_STEPS)
+            elbo(model(_Framed(density.target)), guide, num_samples=_DRAWS), optimizer(cosine_adam, 3e-3, num_steps=num_steps)
         )
         state = svi.init(key, x)
-        identity = guide.around(key, x, np.zeros(size), np.eye(size))
+        identity = guide.around(key, x, jnp.zeros(size), jnp.eye(size))
         state = state._replace(params=state.params._replace(guide=identity), opt_state=svi.opt_init(state.params))
-        for _ in range(_STEPS // _CHUNK):
-            density.spend(_CHUNK * _DRAWS)
-            state, _ = fit(svi, key, x, num_steps=_CHUNK, state=state, progress=False)
+        for done in range(0, num_steps, _CHUNK):
+            now = min(_CHUNK, num_steps - done)
+            density.spend(now * _DRAWS)
+            state, _ = fit(svi, key, x, num_steps=now, state=state, progress=False)
         return Flowed(base, guide, jax.tree.map(lambda leaf: np.asarray(leaf, float), state.params.guide))
 
 

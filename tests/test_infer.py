@@ -257,6 +257,30 @@ def test_a_budget_spent_on_many_coordinates_leaves_the_best_gaussian():
 
 
 @pytest.mark.quick
+def walk(y, z):
+    steps = norm.logpdf(z["path"][0]) + norm.logpdf(z["path"][1:], z["path"][:-1], 0.5).sum()
+    return steps + norm.logpdf(z["shift"], 0.0, 2.0) + norm.logpdf(y, z["path"] + z["shift"], 0.8).sum()
+
+
+def test_a_declared_series_is_fitted_as_such():
+    length = 120
+    y = np.cumsum(np.random.default_rng(0).normal(size=length))
+    space = jvi.space({"path": jvi.sequence(length), "shift": jvi.real()})
+    posterior = jvi.infer(KEY, walk, space, y)
+    assert posterior.report.trusted, posterior.report.reasons
+    assert "refine" not in [stage.name for stage in posterior.report.stages]
+    # The exact posterior, by dense algebra.
+    onward = np.linalg.inv(np.eye(length) - np.eye(length, k=-1)) * np.r_[1.0, np.full(length - 1, 0.5)]
+    root = np.block([[onward, np.zeros((length, 1))], [np.zeros((1, length)), 2.0 * np.eye(1)]])
+    seen = np.hstack([np.eye(length), np.ones((length, 1))])
+    cov = np.linalg.inv(np.linalg.inv(root @ root.T) + seen.T @ seen / 0.64)
+    mean, sd = cov @ seen.T @ y / 0.64, np.sqrt(np.diag(cov))
+    draws = posterior.sample(KEY, 10_000)
+    drawn = np.concatenate([np.asarray(draws["path"]), np.asarray(draws["shift"])[:, None]], 1)
+    np.testing.assert_allclose((drawn.mean(0) - mean) / sd, 0.0, atol=0.06)
+    np.testing.assert_allclose(drawn.std(0) / sd, 1.0, atol=0.05)
+
+
 def test_diagnose_tells_a_good_guide_from_a_bad_one():
     model, guide = jvi.model(conjugate), jvi.guides.MeanField(jvi.space({"mean": jvi.real(3)}))
     mean, sd, evidence = exact(DATA)

@@ -88,10 +88,10 @@ def declared(space: Space) -> Pattern | None:
 
     Of several trees those count that have the parents of the largest: their coordinates may depend on one another node by node.
     """
-    known = [support for support in space.supports if support.parents is not None]
-    if not known:
+    sizes = {support.parents: support.size for support in space.supports if support.parents}
+    if not sizes:
         return None
-    parents = max(known, key=lambda support: support.size).parents
+    parents = max(sizes, key=lambda one: sizes[one])
     parts = [
         np.repeat(np.arange(len(parents)), support.size // len(parents))
         if support.parents == parents

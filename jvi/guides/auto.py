@@ -171,7 +171,8 @@ def _dependence(log_joint: Any, space: Space, x: Data) -> np.ndarray:
     """Whether the log-density's mixed second derivatives differ from zero [D, D]."""
     if not isinstance(log_joint, Model) and not callable(log_joint):
         raise TypeError(f"log_joint must be a model or a function; got {log_joint!r}.")
-    found: Any = log_joint if isinstance(log_joint, Model) else model(log_joint if x is not None else WithoutData(log_joint))
+    function: Any = log_joint
+    found: Any = log_joint if isinstance(log_joint, Model) else model(function if x is not None else WithoutData(function))
     params = found.init(jax.random.key(0), x)
 
     def slope(u: Array) -> Array:

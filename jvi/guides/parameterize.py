@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 
@@ -21,7 +21,11 @@ class Computed:
 
     initialize: Callable[[PRNGKey, Data], Params]
     params_of: Callable[[Params, Data], Params]
-    trains: ClassVar[bool] = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether a network is another in training: none is there."""
+        return False
 
     def init(self, guide: Any, rng: PRNGKey, x: Data) -> Params:
         """Initial parameters, checked to give the guide inside such as it has."""
