@@ -113,10 +113,15 @@ class Run:
                 return found
             if again.quality > weighed.quality:
                 weighed, mixture = again, better
-        if again := self.flow(fits, weighed):
-            if found := self.settled(*again):
+        before, elbo = self.frame, self.journal.elbo
+        if bent := self.flow(fits):
+            again = self.weigh(bent)
+            if found := self.settled(again, bent):
                 return found
-            mixture = again[1]
+            if again.quality > weighed.quality:
+                mixture = bent
+            else:
+                self.frame, self.journal.elbo = before, elbo
         return self.bridge(mixture)
 
     def passed(self, fits: list[Gaussian]) -> Posterior | None:
@@ -272,23 +277,19 @@ class Run:
         )
         return mixture
 
-    def flow(self, fits: list[Gaussian], weighed: Weighed) -> tuple[Weighed, Mixture] | None:
-        """A flow that starts as the Gaussian's map, where there is time for it, if its fresh ELBO is more than chance above that of the
-        frame so far."""
+    def flow(self, fits: list[Gaussian]) -> Mixture | None:
+        """A flow that starts as the Gaussian's map, if that gains more than chance over the frame so far, by fresh draws."""
         if self.size > _BEND or len(fits) > 1 or self.density.left(self.began) < _FLOWS:
             return None
         self.journal.begin("flow")
         frame = flowed(self.density, Affine(fits[0].loc, fits[0].chol), self.rng)
         fresh, so_far = self.fresh_elbo(frame), self.fresh_elbo(self.frame)
         better = fresh.value - so_far.value > 2.0 * np.hypot(fresh.standard_error, so_far.standard_error)
-        self.journal.end(
-            f"RealNVP, fresh ELBO {fresh}, that of the frame so far {so_far}: " + ("tried" if better else "no gain")
-        )
+        self.journal.end(f"RealNVP, fresh ELBO {fresh}, that of the frame so far {so_far}: {'tried' if better else 'no gain'}")
         if not better:
             return None
         self.frame, self.journal.elbo = frame, fresh
-        mixture = proposal(self.frame, fits)
-        return self.weigh(mixture), mixture
+        return proposal(self.frame, fits)
 
     def fresh_elbo(self, frame: Frame) -> Estimate:
         v = self.rng.normal(size=(2_048, self.size))

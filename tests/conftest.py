@@ -1,7 +1,6 @@
 import os
 
-# Before JAX is imported: eight devices on the CPU; and compilation, most of what tests do, takes two thirds of the time.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# Before JAX is imported: eight devices on the CPU.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import jax

@@ -119,7 +119,7 @@ def test_stochastic_volatility(tmp_path, relaxed):
 
 
 def test_amortized_sets(tmp_path, relaxed):
-    scores = load("amortized_sets").main(tmp_path, relaxed, num_steps=200, num_test=200)
+    scores = load("amortized_sets").main(tmp_path, relaxed, num_steps=100, num_test=64)
     errors, ratios = ({name: float(np.mean(score[i])) for name, score in scores.items()} for i in (0, 1))
     assert ratios["mean-field"] < 0.75  # the conditional sds, which is what a mean-field guide finds
     assert abs(ratios["full-rank"] - 1.0) < 0.1
