@@ -7,7 +7,6 @@ from time import perf_counter
 import numpy as np
 
 from jvi._bridge import Bridge, Mover, bridge
-from jvi._flowed import flowed
 from jvi._frames import Affine, Frame
 from jvi._journal import AGREE, Journal
 from jvi._mixtures import Mixture
@@ -34,7 +33,6 @@ _DENSE = 600  # coordinates up to which every entry of a covariance is fitted
 _LARGE_STEPS = 4  # of Newton's method in more coordinates than that, each a gradient a coordinate
 _TREE = 100  # coordinates from which a declared chain or tree is fitted as such
 _BEND = 128  # coordinates up to which frames bend
-_FLOWS = 25.0  # seconds left from which a flow may take its ten or so
 _UNBOUNDED = 1e50  # nats, where an ascent is taken to have no end
 _MORE = 40_000  # draws of a proposal, where 10,000 are worth too few
 _LAST = 2_000  # draws of what the budget left unfinished
@@ -113,15 +111,6 @@ class Run:
                 return found
             if again.quality > weighed.quality:
                 weighed, mixture = again, better
-        before, elbo = self.frame, self.journal.elbo
-        if bent := self.flow(fits):
-            again = self.weigh(bent)
-            if found := self.settled(again, bent):
-                return found
-            if again.quality > weighed.quality:
-                mixture = bent
-            else:
-                self.frame, self.journal.elbo = before, elbo
         return self.bridge(mixture)
 
     def passed(self, fits: list[Gaussian]) -> Posterior | None:
@@ -276,20 +265,6 @@ class Run:
             f"triangular map, sample-average ELBO {elbo:.2f}, fresh {fresh}: " + ("tried" if mixture else "no gain")
         )
         return mixture
-
-    def flow(self, fits: list[Gaussian]) -> Mixture | None:
-        """A flow that starts as the Gaussian's map, if that gains more than chance over the frame so far, by fresh draws."""
-        if self.size > _BEND or len(fits) > 1 or self.density.left(self.began) < _FLOWS:
-            return None
-        self.journal.begin("flow")
-        frame = flowed(self.density, Affine(fits[0].loc, fits[0].chol), self.rng)
-        fresh, so_far = self.fresh_elbo(frame), self.fresh_elbo(self.frame)
-        better = fresh.value - so_far.value > 2.0 * np.hypot(fresh.standard_error, so_far.standard_error)
-        self.journal.end(f"RealNVP, fresh ELBO {fresh}, that of the frame so far {so_far}: {'tried' if better else 'no gain'}")
-        if not better:
-            return None
-        self.frame, self.journal.elbo = frame, fresh
-        return proposal(self.frame, fits)
 
     def fresh_elbo(self, frame: Frame) -> Estimate:
         v = self.rng.normal(size=(2_048, self.size))

@@ -156,18 +156,9 @@ class Density:
         """Latents [S, ...] of coordinates [S, D]."""
         return self._each(_Constrain(self.target), u)
 
-    def spend(self, num_grads: int = 0) -> None:
-        """Count gradients that are taken elsewhere.
-
-        Raises:
-          BudgetSpentError: if no more are allowed.
-        """
+    def _each(self, function: Any, u: np.ndarray) -> Any:
         if perf_counter() > self.deadline or self.num_grads > self.most_grads:
             raise BudgetSpentError
-        self.num_grads += num_grads
-
-    def _each(self, function: Any, u: np.ndarray) -> Any:
-        self.spend()
         parts = np.array_split(np.asarray(u, self.dtype), -(-len(u) // _ROWS))
 
         def one(part: np.ndarray) -> Any:
