@@ -172,8 +172,8 @@ def picture(path: Path, found: dict[str, dict[str, Row]]) -> None:
         panel.axhline(REACH[target], color="grey", lw=0.8)
         panel.set(xscale="log", yscale="log", xlabel="seconds of steps", title=target)
     panels[0][0].set_ylabel("KL(q || p), nats")
-    handles, labels = panels[0][-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(found), fontsize=8)
+    named = {label: line for panel in panels[0] for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=2 * len(found), fontsize=8)
     figure.savefig(path, dpi=110)
 
 
