@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, COMPOSED, HalfNNX, assert_z_test
+from cases import CASES
+from cases_composed import COMPOSED
+from cases_core import HalfNNX, assert_z_test
 from flax import nnx
 from jax.scipy.stats import norm
 from tensorflow_probability.substrates import jax as tfp

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import assert_z_test, flat
+from cases_core import assert_z_test, flat
 from jax.scipy.stats import norm
 from tensorflow_probability.substrates import jax as tfp
 

@@ -109,7 +109,7 @@ def test_ancestors(tmp_path, relaxed):
 
 
 def test_stochastic_volatility(tmp_path, relaxed):
-    found = load("stochastic_volatility").main(tmp_path, relaxed, small=True, num_steps=1_500)
+    found = load("stochastic_volatility").main(tmp_path, relaxed, small=True, num_steps=1_000)
     (flat, flat_se, *_), (chain, chain_se, share, ratio) = found["mean-field"], found["Markov"]
     assert chain - flat > 5.0 + 4.0 * (flat_se + chain_se)
     # Of a hundred days the posterior of the shock's scale is skewed, and the path's means follow its mean.
@@ -119,7 +119,7 @@ def test_stochastic_volatility(tmp_path, relaxed):
 
 
 def test_amortized_sets(tmp_path, relaxed):
-    scores = load("amortized_sets").main(tmp_path, relaxed, num_steps=100, num_test=64)
+    scores = load("amortized_sets").main(tmp_path, relaxed, num_steps=100, num_test=32)
     errors, ratios = ({name: float(np.mean(score[i])) for name, score in scores.items()} for i in (0, 1))
     assert ratios["mean-field"] < 0.75  # the conditional sds, which is what a mean-field guide finds
     assert abs(ratios["full-rank"] - 1.0) < 0.1

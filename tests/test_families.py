@@ -8,18 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from cases import (
-    BLOCK_LOC,
-    CASES,
-    GROUPS,
-    LOC,
-    LOWER,
-    REAL,
-    assert_z_test,
-    block_covariance,
-    dense,
-    precision_of,
-)
+from cases import CASES
+from cases_core import LOC, LOWER, assert_z_test, dense
+from cases_families import BLOCK_LOC, GROUPS, REAL, block_covariance, precision_of
 
 import jvi
 from jvi.guides import delta, sinh_arcsinh, student_t

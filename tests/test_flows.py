@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import CASES, LOG_EVIDENCE, assert_z_test
+from cases import CASES
+from cases_core import LOG_EVIDENCE, assert_z_test
 from flow_maps import filled
 from jax.scipy.stats import multivariate_normal
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import assert_z_test, dense, flat
+from cases_core import assert_z_test, dense, flat
 from jax.scipy.stats import norm
 from numpy.polynomial.hermite_e import hermegauss
 

@@ -80,7 +80,7 @@ def test_gaussian_guides_are_equal_when_rebuilt():
 def test_functions_and_networks_are_equal_when_rebuilt():
     import distrax
     import flax.linen
-    from cases import HalfNNX, _halved
+    from cases_core import HalfNNX, _halved
 
     assert jvi.guides.conditional(flax.linen.Dense(1), _halved) == jvi.guides.conditional(flax.linen.Dense(1), _halved)
     assert jvi.guides.conditional(flax.linen.Dense(1), _halved) != jvi.guides.conditional(flax.linen.Dense(2), _halved)

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, CAUSE, LOG_EVIDENCE, around, around_init, assert_z_test, flat
+from cases import CASES
+from cases_core import LOG_EVIDENCE, assert_z_test, flat
+from cases_hierarchical import CAUSE, around, around_init
 from jax.flatten_util import ravel_pytree
 from jax.scipy.stats import norm
 from jax.scipy.stats import t as student

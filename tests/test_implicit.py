@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import assert_z_test
+from cases_core import assert_z_test
 from tensorflow_probability.substrates import jax as tfp
 
 import jvi

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from cases import CASES, FAR, LOC, NESTED, REAL, SCALE, STUDENT, TWO, assert_z_test, pair
+from cases import CASES
+from cases_core import LOC, SCALE, assert_z_test
+from cases_families import FAR, NESTED, REAL, STUDENT, TWO, pair
 from jax.flatten_util import ravel_pytree
 from jax.scipy.special import logsumexp
 from jax.scipy.stats import norm

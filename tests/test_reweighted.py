@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import FAILURE_RATE, assert_z_test, flat
+from cases_core import FAILURE_RATE, assert_z_test, flat
 from jax.scipy.stats import norm
 from numpy.polynomial.hermite_e import hermegauss
 from scipy.stats import norm as scipy_norm

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import linked_gaussian, moments_of, num_equations
+from cases_linked import linked_gaussian, moments_of, num_equations
 from scipy.stats import multivariate_normal as scipy_normal
 
 import jvi

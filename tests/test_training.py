@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import assert_z_test, flat
+from cases_core import assert_z_test, flat
 from jax.scipy.stats import norm
 
 import jvi
