@@ -155,7 +155,9 @@ def test_every_public_module_says_what_is_public():
     for module in MODULES:
         if not any(part.startswith("_") for part in module.split(".")):
             text = path_of(module).read_text()
-            assert "__all__" in text or module.startswith(("guides.", "gradients.", "objectives.", "models.", "encoders.")), module
+            assert "__all__" in text or module.startswith(("guides.", "gradients.", "objectives.", "models.", "encoders.")), (
+                module
+            )
 
 
 @pytest.mark.quick
