@@ -170,8 +170,8 @@ def tail_adaptive(
 
     The value, and the gradient by the model's parameters, are the ELBO's. The gradient by the guide's parameters weighs each draw's
     path by a power of its rank: (share of the draws whose weight is no less)^power, normalized. So it covers mass as a power of the
-    weights would, and stays bounded where the weights' variance is infinite; it is the gradient of no fixed function. The log-weights
-    are evaluated once, and passed twice backwards.
+    weights would, and stays bounded where the weights' variance is infinite; it is the gradient of no fixed function. Compiled, the
+    log-weights are evaluated once, and passed backwards by both.
 
     Args:
       model: p(x, z).

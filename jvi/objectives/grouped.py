@@ -86,8 +86,8 @@ def piwae(
     """The importance-weighted bound of all M * K draws for the model, `miwae` of M groups of K for the guide; nats.
 
     The value is the bound of all draws, and its gradient by the model's parameters is that bound's; the gradient by the guide's
-    parameters is that of `miwae` with the same draws, which has less noise. The log-weights are evaluated once, and passed twice
-    backwards.
+    parameters is that of `miwae` with the same draws, which has less noise. Compiled, the log-weights are
+    evaluated once, and passed backwards by both bounds.
 
     Args:
       model: p(x, z).
