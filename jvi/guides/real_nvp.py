@@ -13,7 +13,7 @@ from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, PRNGKey, Scalar
 from jvi.guides._conditioners import Conditioners, Network, conditioners, networks
 from jvi.guides._couplings import coupled, uncoupled
-from jvi.guides._flows import Flow, affine, at_gaussian, back, base, check_flow, context_of, draw, log_density, onto
+from jvi.guides._flows import Flow, affine, at_gaussian, base, check_flow, context_of, draw, log_density
 from jvi.spaces import Space
 
 
@@ -87,14 +87,6 @@ class RealNVP:
     def log_prob(self, params: Flow, x: Data, z: Latent) -> Scalar:
         """log q(z), nats."""
         return log_density(self.space, params, z, partial(uncoupled, self._networks(params, x), _unscaled))
-
-    def forward(self, params: Flow, x: Data, eps: Array) -> tuple[Array, Scalar]:
-        """Coordinates [D] of noise [D], and log|du/deps|."""
-        return onto(params, eps, partial(coupled, self._networks(params, x), _scaled))
-
-    def inverse(self, params: Flow, x: Data, u: Array) -> tuple[Array, Scalar]:
-        """Noise [D] of coordinates [D], and log|deps/du|."""
-        return back(params, u, partial(uncoupled, self._networks(params, x), _unscaled))
 
     def _layers(self, rng: PRNGKey, x: Data) -> Conditioners:
         size = self.space.size
