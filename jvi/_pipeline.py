@@ -18,8 +18,8 @@ from jvi.gaussian_fits._bends import best_bent
 from jvi.gaussian_fits._climb import LOG_2PI, Climb, Gaussian, climb
 from jvi.gaussian_fits._draws import whitened
 from jvi.gaussian_fits._optima import MASS, distinct, others
+from jvi.gaussian_fits._pattern import declared
 from jvi.gaussian_fits._saa import diagonal, full_rank
-from jvi.gaussian_fits._sparse import declared
 from jvi.gaussian_fits._trees import tree_fit
 from jvi.gaussian_fits._weigh import DRAWS, KHAT, Weighed, weigh
 from jvi.posterior import Posterior

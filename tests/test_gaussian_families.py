@@ -11,10 +11,12 @@ import jvi
 from jvi._targets import Density, target_of
 from jvi.gaussian_fits import families
 from jvi.gaussian_fits._climb import Gaussian
+from jvi.gaussian_fits._curvature import newton, probed
 from jvi.gaussian_fits._draws import nearby, whitened, with_factors
 from jvi.gaussian_fits._factored import Covariance, Factored, patched
+from jvi.gaussian_fits._pattern import pattern
 from jvi.gaussian_fits._saa import fitted
-from jvi.gaussian_fits._sparse import Sparse, newton, pattern, probed
+from jvi.gaussian_fits._sparse import Sparse
 from jvi.gaussian_fits.matching import _proximal, matched_and_patched
 from jvi.gaussian_fits.natural import natural_ascent
 

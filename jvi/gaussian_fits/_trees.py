@@ -6,9 +6,11 @@ import numpy as np
 
 from jvi._targets import Density
 from jvi.gaussian_fits._climb import Gaussian
+from jvi.gaussian_fits._curvature import newton
 from jvi.gaussian_fits._draws import whitened
+from jvi.gaussian_fits._pattern import Pattern
 from jvi.gaussian_fits._saa import diagonal, fitted
-from jvi.gaussian_fits._sparse import Pattern, Sparse, newton
+from jvi.gaussian_fits._sparse import Sparse
 
 
 def tree_fit(density: Density, pattern: Pattern, begin: np.ndarray, rng: np.random.Generator) -> Gaussian:

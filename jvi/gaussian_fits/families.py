@@ -9,8 +9,10 @@ from jvi._groups import check_groups, groups_of
 from jvi._spec import spec
 from jvi._targets import Density
 from jvi.gaussian_fits._climb import Gaussian
+from jvi.gaussian_fits._curvature import probed
 from jvi.gaussian_fits._factored import Factored
-from jvi.gaussian_fits._sparse import Pattern, Sparse, pattern, probed
+from jvi.gaussian_fits._pattern import Pattern, pattern
+from jvi.gaussian_fits._sparse import Sparse
 from jvi.gaussian_fits._triangular import Triangular
 from jvi.spaces import Space
 
