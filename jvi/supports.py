@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvi import _bijectors
+from jvi import _bijectors, _limits
 from jvi._checks import check_count
 from jvi._parents import chain, check_parents
 from jvi._spec import spec
@@ -144,22 +144,22 @@ def tree(parents: Any, dim: int | None = None) -> Support:
 
 def positive(*shape: int) -> Support:
     """Greater than zero: exp(u)."""
-    return _elementwise("positive", shape, _bijectors.exp, _exp_limits)
+    return _elementwise("positive", shape, _bijectors.exp, _limits.exp)
 
 
 def negative(*shape: int) -> Support:
     """Less than zero: -exp(u)."""
-    return _elementwise("negative", shape, _bijectors.exp, _exp_limits, scale=-1.0)
+    return _elementwise("negative", shape, _bijectors.exp, _limits.exp, scale=-1.0)
 
 
 def lower_bounded(lower: float, *shape: int) -> Support:
     """Greater than `lower`: lower + exp(u)."""
-    return _elementwise("lower_bounded", shape, _bijectors.exp, _exp_limits, loc=_finite("lower", lower))
+    return _elementwise("lower_bounded", shape, _bijectors.exp, _limits.exp, loc=_finite("lower", lower))
 
 
 def upper_bounded(upper: float, *shape: int) -> Support:
     """Less than `upper`: upper - exp(u)."""
-    return _elementwise("upper_bounded", shape, _bijectors.exp, _exp_limits, loc=_finite("upper", upper), scale=-1.0)
+    return _elementwise("upper_bounded", shape, _bijectors.exp, _limits.exp, loc=_finite("upper", upper), scale=-1.0)
 
 
 def interval(lower: float, upper: float, *shape: int) -> Support:
@@ -171,12 +171,12 @@ def interval(lower: float, upper: float, *shape: int) -> Support:
     lower, upper = _finite("lower", lower), _finite("upper", upper)
     if not lower < upper:
         raise ValueError(f"lower must be less than upper, got lower={lower} and upper={upper}.")
-    return _elementwise("interval", shape, _bijectors.sigmoid, _sigmoid_limits, loc=lower, scale=upper - lower)
+    return _elementwise("interval", shape, _bijectors.sigmoid, _limits.sigmoid, loc=lower, scale=upper - lower)
 
 
 def unit_interval(*shape: int) -> Support:
     """Between zero and one: sigmoid(u)."""
-    return _elementwise("unit_interval", shape, _bijectors.sigmoid, _sigmoid_limits)
+    return _elementwise("unit_interval", shape, _bijectors.sigmoid, _limits.sigmoid)
 
 
 def simplex(*shape: int) -> Support:
@@ -185,19 +185,19 @@ def simplex(*shape: int) -> Support:
     Under stick-breaking a Dirichlet has independent coordinates, so that a mean-field guide can follow it.
     """
     shape = _last_axis("simplex", _shape(shape), least=2)
-    return Support("simplex", shape, (*shape[:-1], shape[-1] - 1), _bijectors.sticks, _sticks_limits)
+    return Support("simplex", shape, (*shape[:-1], shape[-1] - 1), _bijectors.sticks, _limits.sticks)
 
 
 def ordered(*shape: int) -> Support:
     """Increasing along the last axis: u[0], then steps exp(u[i])."""
     shape = _last_axis("ordered", _shape(shape))
-    return Support("ordered", shape, shape, _bijectors.ascending, _ordered_limits)
+    return Support("ordered", shape, shape, _bijectors.ascending, _limits.ordered)
 
 
 def positive_ordered(*shape: int) -> Support:
     """Positive and increasing along the last axis: the running sum of exp(u)."""
     shape = _last_axis("positive_ordered", _shape(shape))
-    return Support("positive_ordered", shape, shape, _bijectors.running_sum_of_exp, _exp_limits)
+    return Support("positive_ordered", shape, shape, _bijectors.running_sum_of_exp, _limits.exp)
 
 
 def unit_vector(size: int) -> Support:
@@ -209,7 +209,7 @@ def unit_vector(size: int) -> Support:
       ValueError: if `size` is less than 2.
     """
     (size,) = _last_axis("unit_vector", _shape((size,)), least=2)
-    return Support("unit_vector", (size,), (size - 1,), _bijectors.stereographic, _wide_limits)
+    return Support("unit_vector", (size,), (size - 1,), _bijectors.stereographic, _limits.wide)
 
 
 def cholesky_correlation(size: int) -> Support:
@@ -218,13 +218,13 @@ def cholesky_correlation(size: int) -> Support:
     Its density is with respect to the entries below the diagonal, as in the LKJ distribution of Cholesky factors.
     """
     (size,) = _last_axis("cholesky_correlation", _shape((size,)), least=2)
-    return Support("cholesky_correlation", (size, size), (size * (size - 1) // 2,), _bijectors.correlation, _wide_limits)
+    return Support("cholesky_correlation", (size, size), (size * (size - 1) // 2,), _bijectors.correlation, _limits.wide)
 
 
 def cholesky_covariance(size: int) -> Support:
     """The Cholesky factor [size, size] of a covariance matrix, exp(u) on the diagonal; size (size + 1) / 2 coordinates."""
     (size,) = _last_axis("cholesky_covariance", _shape((size,)))
-    return Support("cholesky_covariance", (size, size), (size * (size + 1) // 2,), _bijectors.triangle, _triangle_limits)
+    return Support("cholesky_covariance", (size, size), (size * (size + 1) // 2,), _bijectors.triangle, _limits.triangle)
 
 
 def _elementwise(name: str, shape: Any, bijector: Any, limits: Limits, loc: float = 0.0, scale: float = 1.0) -> Support:
@@ -254,42 +254,3 @@ def _finite(name: str, value: Any) -> float:
     if np.ndim(value) or not np.isfinite(value):
         raise ValueError(f"{name} must be one finite number, got {value!r}.")
     return float(value)
-
-
-# The range of `u` in which each map is exact: (low, high), each a number or an array of the unconstrained shape.
-
-
-def _exp_limits(support: Support, info: np.finfo) -> tuple[float, float]:
-    room = math.log(max(support.size, 1)) + 1.0  # so that sums over entries do not overflow either
-    return math.log(info.tiny) + 1.0, math.log(info.max) - room
-
-
-def _sigmoid_limits(support: Support, info: np.finfo) -> tuple[float, float]:
-    # Next to an end that is not zero, floating-point numbers lie `eps` times the end apart.
-    lower, upper = support.loc, support.loc + support.scale
-
-    def reach(end: float) -> float:
-        return -math.log(float(info.eps) * max(abs(end) / support.scale, 1.0)) if end else -math.log(info.tiny) - 1.0
-
-    return -reach(lower), reach(upper)
-
-
-def _sticks_limits(support: Support, info: np.finfo) -> tuple[float, float]:
-    return math.log(info.tiny), -math.log(info.tiny)
-
-
-def _ordered_limits(support: Support, info: np.finfo) -> tuple[Any, Any]:
-    low, high = _exp_limits(support, info)
-    steps = np.arange(support.unconstrained_shape[-1]) > 0  # the first entry is free
-    return np.where(steps, low, -np.inf), np.where(steps, high, np.inf)
-
-
-def _wide_limits(support: Support, info: np.finfo) -> tuple[float, float]:
-    reach = float(info.max) ** 0.25  # squares are taken, and their products
-    return -reach, reach
-
-
-def _triangle_limits(support: Support, info: np.finfo) -> tuple[Any, Any]:
-    low, high = _exp_limits(support, info)
-    diagonal = _bijectors.triangle_diagonal(support.size)
-    return np.where(diagonal, low, -np.inf), np.where(diagonal, high, np.inf)

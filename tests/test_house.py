@@ -21,7 +21,7 @@ LAYERS = [
     {"_precision", "_spec", "_typing", "report"},
     {"_tree"},
     {"_ahead", "_bijectors", "_checks", "_one_draw", "_pace", "_parents", "_progress", "_shuffle", "_stationarity", "_vectors"},
-    {"_additive", "_distributions", "encoders._layers", "kernels", "noise", "resampling", "schedules"},
+    {"_additive", "_distributions", "_limits", "encoders._layers", "kernels", "noise", "resampling", "schedules"},
     {"encoders.attention", "encoders.plain", "encoders.recurrent"},
     {"encoders"},
     {"_concrete", "_frames", "_mixtures", "bounds", "diagnostics.collapse", "diagnostics.psis", "networks", "supports"},
