@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jvi import _hosts as hosts
 from jvi._pace import ROWS, paced, restarted, thinned
 from jvi._progress import Progress
 from jvi._run import Run
@@ -94,7 +95,7 @@ class Drive:
         last, status, gain = _copy(self.state.params), "budget spent", Estimate(np.nan, np.nan)
         try:
             self.race()
-            self.run.progress = Progress(self.max_steps, progress)
+            self.run.progress = Progress(self.max_steps, progress and hosts.speaks(self.source.mesh))
             failures = 0
             with self.run.progress:
                 while status == "budget spent":
@@ -223,7 +224,7 @@ class Drive:
         return last
 
     def _run(self, num_steps: int, state: State) -> Run:
-        return Run(self.svi, num_steps, state, self.beta, None, 1, False)
+        return Run(self.svi, num_steps, state, self.beta, None, 1, False, self.source.mesh)
 
 
 def _paced(state: State, rate: float) -> State:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvi import _tree
+from jvi import _tree, sharding
 from jvi._checks import check_data, leading_axis
 from jvi._shuffle import shuffled
 from jvi._spec import spec
@@ -51,8 +51,9 @@ class Shuffled:
         examples = leading_axis(data)
         per_epoch = examples // self.batch_size
         places = step % per_epoch * self.batch_size + jnp.arange(self.batch_size)
-        chosen = shuffled(held, step // per_epoch, places, examples)
-        return held, jax.tree.map(lambda leaf: jnp.take(leaf, chosen, axis=0, mode="clip"), data)
+        # Every device finds all places: the search for them asks after every round whether all are found.
+        chosen = sharding.everywhere(shuffled(held, step // per_epoch, places, examples))
+        return held, sharding.by_example(jax.tree.map(lambda leaf: jnp.take(leaf, chosen, axis=0, mode="clip"), data))
 
 
 @spec
@@ -65,7 +66,7 @@ class Stacked:
 
     def next(self, held: Any, rng: PRNGKey, step: Array, data: Data, i: Array) -> tuple[Any, Data]:
         """The i-th minibatch."""
-        return held, jax.tree.map(lambda leaf: leaf[i], data)
+        return held, sharding.by_example(jax.tree.map(lambda leaf: leaf[i], data))
 
 
 class Stacks:

@@ -13,8 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jvi import sharding
 from jvi._ahead import draw_ahead
 from jvi._checks import check_count, check_key
+from jvi._chunked import chunked
 from jvi._typing import Array, Data, PRNGKey, PyTree
 from jvi.svi import SVI, State
 
@@ -27,7 +29,8 @@ _AHEAD, _AHEAD_MASKED = (256, 2**10), (32, 2**21)
 @partial(jax.jit, static_argnums=(3,), compiler_options={"xla_backend_optimization_level": 1})
 def init(svi: SVI, rng: PRNGKey, x: Data, batch_size: int | None = None) -> State:
     """The state before the first step, for minibatches of `batch_size` or all of `x`."""
-    return svi.init(rng, jax.tree.map(lambda leaf: leaf[:batch_size], x) if batch_size else x)
+    state = svi.init(rng, jax.tree.map(lambda leaf: leaf[:batch_size], x) if batch_size else x)
+    return state._replace(params=sharding.as_stored(state.params), opt_state=sharding.as_stored(state.opt_state))
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4), donate_argnums=(5,))
@@ -55,6 +58,7 @@ def loop(
         held, x = feed.next(held, state.rng, start + i, data, i)
         beta_now = beta_at(schedule, beta, start + i)
         params, opt_state, in_a_row, info = svi.advance(params, opt_state, in_a_row, key, x, beta=beta_now, allowed=running)
+        params, opt_state = sharding.as_stored((params, opt_state))
         row = jnp.stack([value.astype(log.dtype) for value in info])
         log = jax.lax.dynamic_update_index_in_dim(log, row, i, 0, allow_negative_indices=False)
         return i + running, params, opt_state, in_a_row, held, log
@@ -82,7 +86,11 @@ def loop(
         return jax.lax.while_loop(lambda carry: go_on(carry) & (carry[0] - first < block), one, carry)
 
     i, params, opt_state, in_a_row, _, log = jax.lax.while_loop(go_on, some, carry)
-    return State(params, opt_state, state.rng, start + i, state.skipped, in_a_row), log
+    missed = (log[:, 3] == 0.0) & (jnp.arange(size + 1) < i)
+    skipped = state.skipped + jnp.sum(missed, dtype=jnp.int32)
+    # The key passes as it came, so that its buffer, which is the caller's, is not donated.
+    params, opt_state, step, skipped, in_a_row = sharding.as_stored((params, opt_state, start + i, skipped, in_a_row))
+    return State(params, opt_state, state.rng, step, skipped, in_a_row), sharding.everywhere(log)
 
 
 def _row(array: Array, i: Array) -> Array:
@@ -97,7 +105,7 @@ def beta_at(schedule: Callable[[Array], Any] | None, beta: Any, step: Array) -> 
 
 
 def monte_carlo(
-    function: Callable[..., PyTree], rng: PRNGKey, *args: Any, num_samples: int, chunk_size: int | None = None
+    function: Callable[..., PyTree], rng: PRNGKey, *args: Any, num_samples: int, chunk_size: int | None = None, mesh: Any = None
 ) -> PyTree:
     """Evaluate `function(rng, *args)` for `num_samples` keys, compiled, and stack the results.
 
@@ -107,6 +115,7 @@ def monte_carlo(
       args: pytrees of arrays and specs.
       num_samples: S.
       chunk_size: how many are evaluated at once, to bound memory; all by default.
+      mesh: of devices to split them over.
 
     Returns:
       The results, each leaf [S, ...].
@@ -123,13 +132,15 @@ def monte_carlo(
     """
     rng, num_samples = check_key(rng), check_count(num_samples, "num_samples")
     chunk_size = num_samples if chunk_size is None else check_count(chunk_size, "chunk_size")
-    return _monte_carlo(function, num_samples, min(chunk_size, num_samples), rng, args)
+    with sharding.entered(mesh):
+        return _monte_carlo(function, num_samples, min(chunk_size, num_samples), *sharding.put(mesh, (rng, args)))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _monte_carlo(function: Callable[..., Any], num_samples: int, chunk_size: int, rng: PRNGKey, args: Any) -> Any:
+    each = jax.vmap(lambda key: function(key, *args))
     keys = jax.random.split(rng, num_samples)
-    return jax.lax.map(lambda key: function(key, *args), keys, batch_size=chunk_size)
+    return chunked(lambda some: sharding.everywhere(each(sharding.by_device(some))), keys, chunk_size)
 
 
 @partial(jax.jit, static_argnums=(0,))
@@ -148,7 +159,8 @@ def rows(function: Callable[..., PyTree], lanes: int, x: Data, u: Array, count: 
     def some(carry: Any) -> Any:
         i, out = carry
         start = jnp.minimum(i, u.shape[0] - lanes)
-        found = jax.vmap(lambda row: function(x, row))(jax.lax.dynamic_slice_in_dim(u, start, lanes))
+        found = jax.vmap(lambda row: function(x, row))(sharding.by_device(jax.lax.dynamic_slice_in_dim(u, start, lanes)))
+        found = sharding.everywhere(found)
         return i + lanes, jax.tree.map(lambda all, new: jax.lax.dynamic_update_slice_in_dim(all, new, start, 0), out, found)
 
     shape = jax.eval_shape(function, x, u[0])

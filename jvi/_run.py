@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvi import _feeds as feeds
+from jvi import _hosts as hosts
+from jvi import sharding
 from jvi._loops import beta_at, loop
 from jvi._progress import Progress
 from jvi._typing import Array, Data
@@ -39,13 +41,14 @@ class Run:
         callback: Callback | None,
         callback_every: int,
         progress: bool,
+        mesh: Any = None,
     ) -> None:
         self.svi, self.remaining, self.done = svi, num_steps, 0
-        self.step, self.skipped = int(state.step), int(state.skipped)
+        self.step, self.mesh = int(state.step), mesh
         self.schedule: Any = None if traced(beta) else beta
         self.beta = jax.tree.map(lambda number: jnp.asarray(number, float), beta) if traced(beta) else None
         self.callback, self.callback_every = callback, callback_every
-        self.progress = Progress(num_steps, progress)
+        self.progress = Progress(num_steps, progress and hosts.speaks(mesh))
         self.logs: list[Info] = []
         self.asked = 0  # how many of the logs the callback has seen
         self.glance = 32  # steps until the next look at a run that somebody watches
@@ -60,7 +63,8 @@ class Run:
     def chunk(self, feed: Any, size: int, state: State, data: Data, length: int) -> State:
         """Enter the loop once, for at most `length` steps."""
         began = perf_counter()
-        new, rows = loop(self.svi, feed, size, _masked(), self.schedule, state, data, self.beta, length)
+        with sharding.entered(self.mesh):
+            new, rows = loop(self.svi, feed, size, _masked(), self.schedule, state, data, self.beta, length)
         rows, step, in_a_row = jax.device_get((rows, new.step, new.skipped_in_a_row))  # the one sync
         self._adapt(length, perf_counter() - began)
         taken, self.step = int(step) - self.step, int(step)
@@ -69,8 +73,6 @@ class Run:
         self.logs.append(log)
         self.done, self.remaining = self.done + taken, self.remaining - taken
         self.progress.update(self.done, log)
-        self.skipped += int(np.sum(~log.finite))
-        new = new._replace(skipped=jax.device_put(np.int32(self.skipped)))
         if in_a_row >= self.svi.max_skipped:
             last = new.step - 1
             _, x = feed.next(feed.start(new.rng, last, data), new.rng, last, data, taken - 1)
@@ -87,13 +89,14 @@ class Run:
         """How many steps the next entry should take, at most `most`."""
         if self.callback is not None:  # never by the clock: a run that stops early must do so at the same step again
             return min(self.remaining, self.callback_every - self.done % self.callback_every, most)
-        return min(self.remaining, self.glance if self.progress.shown else most, most)
+        return min(self.remaining, self.glance if self.progress.shown and not hosts.several(self.mesh) else most, most)
 
     def _ask(self, state: State) -> bool:
         if self.remaining and self.done % self.callback_every:
             return False
         news, self.asked = self.logs[self.asked :], len(self.logs)
-        return bool(self.callback and self.callback(state, _stack(news)))
+        stop = bool(self.callback and self.callback(state, _stack(news)))
+        return bool(hosts.of_all(self.mesh, stop).any())
 
     def _adapt(self, length: int, seconds: float) -> None:
         if self.done:  # the first entry may have compiled

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from jvi import _feeds as feeds
-from jvi import _loops
+from jvi import _hosts as hosts
+from jvi import _loops, sharding
 from jvi._run import Run
 from jvi._typing import Data, PRNGKey
 from jvi.svi import SVI, State
@@ -16,15 +17,16 @@ class Held:
 
     Attributes:
       data: the data.
+      mesh: what it is split over, or None.
     """
 
-    def __init__(self, data: Data, batch_size: int | None = None) -> None:
-        self.data, self._batch_size = data, batch_size
+    def __init__(self, data: Data, batch_size: int | None = None, mesh: Any = None) -> None:
+        self.data, self._batch_size, self.mesh = data, batch_size, mesh
         self._feed: Any = feeds.Shuffled(batch_size) if batch_size else feeds.Whole()
 
     def init(self, svi: SVI, rng: PRNGKey) -> State:
         """The state before the first step."""
-        return _loops.init(svi, rng, self.data, self._batch_size)
+        return begin(svi, rng, self.data, self._batch_size, self.mesh)
 
     def advance(self, run: Run, state: State, most: int) -> State | None:
         """At most `most` steps; None where there are no more data."""
@@ -38,13 +40,13 @@ class Held:
 class Streamed:
     """Minibatches of an iterator; those of the first stack are what parameters are compared on."""
 
-    def __init__(self, stacks: feeds.Stacks) -> None:
-        self._stacks, self._first = stacks, stacks.first
+    def __init__(self, stacks: feeds.Stacks | hosts.Joined, mesh: Any = None) -> None:
+        self._stacks, self._first, self.mesh = stacks, stacks.first, mesh
         self._kept = stacks.take(stacks.size)
 
     def init(self, svi: SVI, rng: PRNGKey) -> State:
         """As of `Held`."""
-        return _loops.init(svi, rng, self._first)
+        return begin(svi, rng, self._first, mesh=self.mesh)
 
     def advance(self, run: Run, state: State, most: int) -> State | None:
         """As of `Held`."""
@@ -55,6 +57,12 @@ class Streamed:
         """As of `Held`: on the first stack, again and again."""
         stack, count = self._kept
         return run.chunk(feeds.Stacked(), self._stacks.size, state, stack, min(most, count))
+
+
+def begin(svi: SVI, rng: PRNGKey, x: Data, batch_size: int | None = None, mesh: Any = None) -> State:
+    """The state before the first step, where a run on this mesh keeps it."""
+    with sharding.entered(mesh):
+        return sharding.stored(mesh, _loops.init(svi, sharding.put(mesh, rng), x, batch_size))
 
 
 Source = Held | Streamed

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jvi import sharding
 from jvi._loops import rows
 from jvi._precision import precise, wide
 from jvi._spec import spec
@@ -20,7 +21,7 @@ from jvi.models.densities import WithoutData
 from jvi.spaces import Space
 from jvi.supports import Support
 
-_LANES, _ROWS = 16, 512  # points evaluated together, and in one call
+_LANES, _ROWS = 16, 512  # points that a device evaluates together, and in one call
 
 
 @spec
@@ -105,6 +106,7 @@ class Density:
 
     Attributes:
       target: what is evaluated.
+      mesh: of devices that share the points, or None.
       num_values, num_grads: how often so far.
       eps: relative precision of its values: that of float64 where the log-joint allows.
       context: makes the precision that it works in.
@@ -118,8 +120,10 @@ class Density:
       (array([-2.,  0.]), 2)
     """
 
-    def __init__(self, target: Target, x: Data) -> None:
-        self.target = target
+    def __init__(self, target: Target, x: Data, mesh: Any = None) -> None:
+        self.target, self.mesh = target, mesh
+        self._lanes = _LANES * sharding.num_devices(mesh)
+        self._rows = max(_ROWS, self._lanes)
         self.num_values = self.num_grads = 0
         self.deadline = self.most_grads = float("inf")
         try:
@@ -130,7 +134,7 @@ class Density:
     def _begin(self, context: Any, x: Data) -> None:
         self.context = context
         with context():
-            self.x = jax.device_put(jax.tree.map(_widest, x))
+            self.x = sharding.put(self.mesh, jax.tree.map(_widest, x))
             self.dtype = jnp.result_type(float)
             out = jax.eval_shape(self.target.log_density, self.x, jax.ShapeDtypeStruct((self.target.space.size,), self.dtype))
         self.eps = float(np.finfo(out.dtype).eps)
@@ -159,12 +163,12 @@ class Density:
     def _each(self, function: Any, u: np.ndarray) -> Any:
         if perf_counter() > self.deadline or self.num_grads > self.most_grads:
             raise BudgetSpentError
-        parts = np.array_split(np.asarray(u, self.dtype), -(-len(u) // _ROWS))
+        parts = np.array_split(np.asarray(u, self.dtype), -(-len(u) // self._rows))
 
         def one(part: np.ndarray) -> Any:
-            padded = np.concatenate([part, np.repeat(part[-1:], _ROWS - len(part), 0)])
-            with self.context():
-                found = jax.device_get(rows(function, _LANES, self.x, padded, len(part)))
+            padded = np.concatenate([part, np.repeat(part[-1:], self._rows - len(part), 0)])
+            with self.context(), sharding.entered(self.mesh):
+                found = jax.device_get(rows(function, self._lanes, self.x, padded, len(part)))
             return jax.tree.map(lambda leaf: _wide(np.asarray(leaf)[: len(part)]), found)
 
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *map(one, parts))

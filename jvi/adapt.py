@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 
-from jvi import _feeds as feeds
+from jvi import _hosts as hosts
+from jvi import sharding
 from jvi._checks import check_count, check_data, check_key, leading_axis
 from jvi._drive import Adapted, Drive
 from jvi._sources import Held, Source, Streamed
@@ -37,6 +38,7 @@ def adapt(
     seconds: float = float("inf"),
     tolerance: float = 0.01,
     progress: bool = True,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Adapted:
     """Maximize an objective until it rises no more, at learning rates found on the way.
 
@@ -55,6 +57,7 @@ def adapt(
       seconds: time to take at most; looked at between chunks of steps.
       tolerance: a gain that is not worth going on for, in the unit of the objective.
       progress: show a bar on a terminal. Elsewhere nothing is shown.
+      mesh: of devices, made by `jvi.sharding`; as in `fit` and `fit_batches`. With several processes `seconds` must be left out.
 
     Returns:
       The averaged parameters and how the ascent ended. What the budget cut short or non-finite steps broke off is returned too, and
@@ -75,16 +78,20 @@ def adapt(
     References:
       Welandawe, Andersen, Vehtari and Huggins (2024), A Framework for Improving the Reliability of Black-Box Variational Inference.
     """
-    source = Streamed(feeds.Stacks(x)) if isinstance(x, Iterator) else held(x, batch_size)
+    mesh = sharding.check_mesh(mesh)
+    source = Streamed(hosts.stacks(x, mesh), mesh) if isinstance(x, Iterator) else held(x, batch_size, mesh=mesh)
     return driven(svi, rng, source, state, beta, progress, max_steps, seconds, tolerance)
 
 
-def held(x: Data, batch_size: int | None, name: str = "x") -> Held:
+def held(x: Data, batch_size: int | None, name: str = "x", mesh: Any = None) -> Held:
     """Data on the device, checked."""
-    data = jax.device_put(check_data(x, name))
+    hosts.check_same(mesh, x, name)
+    data = sharding.put(mesh, check_data(x, name))
     if batch_size is not None and check_count(batch_size, "batch_size") > (count := leading_axis(data, name)):
         raise ValueError(f"batch_size must be no more than the {count} examples in {name}, got {batch_size}.")
-    return Held(data, batch_size)
+    if batch_size is not None:
+        sharding.check_batch_size(mesh, batch_size)
+    return Held(data, batch_size, mesh)
 
 
 def driven(
@@ -109,5 +116,8 @@ def driven(
     for name, value in {"tolerance": tolerance, "seconds": seconds}.items():
         if not value > 0.0:
             raise ValueError(f"{name} must be positive, got {value}.")
+    if hosts.several(source.mesh) and seconds < float("inf"):
+        raise ValueError("seconds cannot be said with several processes, whose clocks differ; say max_steps.")
+    hosts.check_same(source.mesh, rng, "rng")
     drive = Drive(svi, source, beta, check_count(max_steps, "max_steps"), seconds, tolerance)
     return drive.all(check_key(rng), state, progress)

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from jvi import _feeds as feeds
-from jvi import _loops
-from jvi._checks import check_count, check_data, check_key
+from jvi import _hosts as hosts
+from jvi import sharding
+from jvi._checks import check_count, check_key
 from jvi._run import Beta, Callback, Run
-from jvi._sources import Source, Streamed
+from jvi._sources import Source, Streamed, begin
 from jvi._typing import Data, PRNGKey
 from jvi.adapt import ADVICE, driven, held
 from jvi.svi import SVI, FitError, Info, State
@@ -32,6 +33,7 @@ def fit(
     callback: Callback | None = None,
     callback_every: int = 1_000,
     progress: bool = True,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[State, Info]:
     """Maximize on all of `x`, in a loop on the device.
 
@@ -48,6 +50,9 @@ def fit(
         returns True. It must copy what it keeps of `state`.
       callback_every: steps between two calls of `callback`.
       progress: show a bar on a terminal. Elsewhere nothing is shown.
+      mesh: devices to share the work, made by `jvi.sharding`. Every device gets all of `x`, unless it is split over the mesh already,
+        and evaluates its part of the examples (of `per_example`, `subsampled`, `global_local`) and particles. The numbers are those of
+        one device but for rounding. With several processes all call `fit`, with the same arguments.
 
     Returns:
       The last state, and `Info` stacked over steps: NumPy arrays [N].
@@ -67,11 +72,12 @@ def fit(
       ((2000,), 3.0)
     """
     if num_steps is None:
-        return _driven(svi, rng, held(x, None), state, beta, callback, progress)
+        return _driven(svi, rng, held(x, None, mesh=sharding.check_mesh(mesh)), state, beta, callback, progress)
     num_steps = _check_run(svi, num_steps, callback_every)
-    rng, x = check_key(rng), jax.device_put(check_data(x))
-    state = _begin(svi, rng, x, state)
-    run = Run(svi, num_steps, state, beta, callback, callback_every, progress)
+    rng, mesh = _check_key(rng, mesh)
+    x = held(x, None, mesh=mesh).data
+    state = _begin(svi, rng, x, state, mesh=mesh)
+    run = Run(svi, num_steps, state, beta, callback, callback_every, progress, mesh)
     return run.all(feeds.Whole(), state, x)
 
 
@@ -87,6 +93,7 @@ def fit_batches(
     callback: Callback | None = None,
     callback_every: int = 1_000,
     progress: bool = True,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[State, Info]:
     """Maximize by steps on minibatches.
 
@@ -99,6 +106,8 @@ def fit_batches(
       num_steps: how many steps to take; by default the run drives itself, as in `fit`.
       batch_size: examples in a minibatch.
       state, beta, callback, callback_every, progress: as in `fit`.
+      mesh: as in `fit`. With several processes and an iterator, every process yields its own slice of each minibatch, and the run
+        ends with the first iterator that does; a data set with `batch_size` is the same on all.
 
     Returns:
       The last state, and `Info` stacked over steps: NumPy arrays [N].
@@ -106,7 +115,7 @@ def fit_batches(
     Raises:
       TypeError: if `svi` is no SVI, `rng` no typed key, a count no whole number, or `batches` neither data nor iterable.
       ValueError: if there is no batch, a batch holds a NaN or has another shape than the first (a `FitError`, which carries
-        the state, once steps have been taken).
+        the state, once steps have been taken), on whichever process it is; if the mesh does not split the minibatch evenly.
       NonFiniteError: after `svi.max_skipped` non-finite steps in a row.
 
     Example:
@@ -119,19 +128,21 @@ def fit_batches(
       (50, (50,))
     """
     if num_steps is None:
-        source = Streamed(feeds.Stacks(batches)) if batch_size is None else held(batches, batch_size, "batches")
+        mesh = sharding.check_mesh(mesh)
+        streamed = batch_size is None
+        source = Streamed(hosts.stacks(batches, mesh), mesh) if streamed else held(batches, batch_size, "batches", mesh)
         return _driven(svi, rng, source, state, beta, callback, progress)
     num_steps = _check_run(svi, num_steps, callback_every)
-    rng = check_key(rng)
+    rng, mesh = _check_key(rng, mesh)
     if batch_size is not None:
-        data = held(batches, batch_size, "batches").data
-        state = _begin(svi, rng, data, state, int(batch_size))
-        run = Run(svi, num_steps, state, beta, callback, callback_every, progress)
+        data = held(batches, batch_size, "batches", mesh).data
+        state = _begin(svi, rng, data, state, int(batch_size), mesh)
+        run = Run(svi, num_steps, state, beta, callback, callback_every, progress, mesh)
         return run.all(feeds.Shuffled(int(batch_size)), state, data)
 
-    stacks = feeds.Stacks(batches)
-    state = _begin(svi, rng, stacks.first, state)
-    run = Run(svi, num_steps, state, beta, callback, callback_every, progress)
+    stacks = hosts.stacks(batches, mesh)
+    state = _begin(svi, rng, stacks.first, state, mesh=mesh)
+    run = Run(svi, num_steps, state, beta, callback, callback_every, progress, mesh)
     with run.progress:
         while run.remaining:
             try:
@@ -149,9 +160,9 @@ class BatchError(FitError, ValueError):
     """A minibatch that does not fit, after steps have been taken; carries the state."""
 
 
-def _begin(svi: SVI, rng: PRNGKey, x: Data, state: State | None, batch_size: int | None = None) -> State:
+def _begin(svi: SVI, rng: PRNGKey, x: Data, state: State | None, batch_size: int | None = None, mesh: Any = None) -> State:
     if state is None:
-        return _loops.init(svi, rng, x, batch_size)
+        return begin(svi, rng, x, batch_size, mesh)
     state = state._replace(skipped_in_a_row=jnp.zeros((), jnp.int32))  # a new run, a new chance
     seen: set[int] = set()
 
@@ -161,7 +172,7 @@ def _begin(svi: SVI, rng: PRNGKey, x: Data, state: State | None, batch_size: int
         seen.add(id(leaf))
         return jnp.copy(leaf) if shared else leaf
 
-    return jax.tree.map(own, state)
+    return sharding.stored(mesh, jax.tree.map(own, state))
 
 
 def _driven(
@@ -173,6 +184,12 @@ def _driven(
     if found.status != "converged":
         warnings.warn(f"{found.status} after {found.num_steps:,} steps: {ADVICE[found.status]}", stacklevel=3)
     return found.state, found.info
+
+
+def _check_key(rng: Any, mesh: Any) -> tuple[PRNGKey, Any]:
+    rng, mesh = check_key(rng), sharding.check_mesh(mesh)
+    hosts.check_same(mesh, rng, "rng")
+    return rng, mesh
 
 
 def _check_run(svi: Any, num_steps: Any, callback_every: Any) -> int:

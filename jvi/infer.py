@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jvi import _hosts as hosts
+from jvi import sharding
 from jvi._checks import check_data, check_key
 from jvi._pipeline import Run
 from jvi._progress import Stages
@@ -40,6 +42,7 @@ def infer(
     *,
     budget: Budget | None = None,
     progress: bool = True,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Posterior:
     """The posterior of a log-joint, with a report that says how far to trust it.
 
@@ -55,13 +58,14 @@ def infer(
       x: data, a pytree of arrays.
       budget: when to stop trying; a minute by default.
       progress: show the stages on a terminal. Elsewhere nothing is shown.
+      mesh: devices of one process to share the points at which the log-joint is evaluated, made by `jvi.sharding`.
 
     Returns:
       The posterior, with weighted draws, summaries and a report.
 
     Raises:
       TypeError: if an argument is of the wrong kind.
-      ValueError: if `x` holds a NaN, the log-joint does not return one number, or it is finite nowhere.
+      ValueError: if `x` holds a NaN, the log-joint does not return one number or is finite nowhere, or several processes take part.
 
     Example:
       >>> import jax, jvi
@@ -73,8 +77,12 @@ def infer(
       (True, 0.8)
     """
     began = perf_counter()
-    rng = check_key(rng)
-    density = Density(target_of(log_joint, space, with_data=x is not None), check_data(x))
+    rng, mesh = check_key(rng), sharding.check_mesh(mesh)
+    if hosts.several(mesh):
+        raise ValueError(
+            "infer looks at the clock, and those of several processes differ: let one process infer, without mesh=."
+        )
+    density = Density(target_of(log_joint, space, with_data=x is not None), check_data(x), mesh)
     with Stages(progress) as stages:
         generator = np.random.default_rng(np.asarray(jax.random.key_data(rng)))
         return Run(density, generator, *(budget or Budget()), began, stages).all()

@@ -245,7 +245,9 @@ class Posterior:
         return evidence_of(log_weights(self, check_key(rng), num_samples=num_samples, chunk_size=chunk_size))
 
 
-def log_weights(posterior: Posterior, rng: PRNGKey, *, num_samples: int, chunk_size: int | None = None) -> Array:
+def log_weights(
+    posterior: Posterior, rng: PRNGKey, *, num_samples: int, chunk_size: int | None = None, mesh: Any = None
+) -> Array:
     """Fresh log-weights log p(x, z) - log q(z | x), [S], nats: what all diagnostics are made of.
 
     Args:
@@ -253,6 +255,7 @@ def log_weights(posterior: Posterior, rng: PRNGKey, *, num_samples: int, chunk_s
       rng: key.
       num_samples: S.
       chunk_size: how many to draw at once, to bound memory.
+      mesh: of devices to split the draws over, or None.
 
     Raises:
       TypeError, ValueError: for an old-style key, or a count less than 1.
@@ -272,7 +275,7 @@ def log_weights(posterior: Posterior, rng: PRNGKey, *, num_samples: int, chunk_s
             "objective's own value is log p(x, z) there."
         )
     bare = replace(posterior, particles=None, report=None)  # else every report would compile anew
-    return monte_carlo(log_weight, rng, bare, num_samples=num_samples, chunk_size=chunk_size)
+    return monte_carlo(log_weight, rng, bare, num_samples=num_samples, chunk_size=chunk_size, mesh=mesh)
 
 
 def evidence_of(log_w: Array) -> Estimate:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jvi import _tree, bounds
+from jvi import _tree, bounds, sharding
 from jvi._checks import check_count
 from jvi._spec import Recipe, spec
 from jvi._typing import Array, Data, PRNGKey, PyTree, Scalar
@@ -197,8 +197,12 @@ class SVI:
 
         Where `allowed` is false the step is not taken, nor counted.
         """
-        ascent = jax.value_and_grad(self.objective, has_aux=True)
-        (bound, aux), grads = ascent(params, rng, x, beta=beta)
+
+        def objective(params: Any) -> tuple[Scalar, Any]:
+            return self.objective(sharding.everywhere(params), rng, x, beta=beta)
+
+        (bound, aux), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        grads = sharding.as_stored(grads)
         grad_norm = optax.tree.norm(grads)
 
         def take() -> tuple[Any, PyTree, Array]:

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from jvi import sharding
 from jvi._checks import check_count
 from jvi._typing import Array, Data, Estimate, PRNGKey
 from jvi.bounds import ess
@@ -85,7 +87,9 @@ def elbo_estimate(posterior: Posterior, rng: PRNGKey, *, num_samples: int = 1_00
     return mean_of(log_weights(posterior, rng, num_samples=num_samples, chunk_size=chunk_size))
 
 
-def verdict(posterior: Posterior, rng: PRNGKey, *, num_samples: int = 40_000, chunk_size: int | None = None) -> Verdict:
+def verdict(
+    posterior: Posterior, rng: PRNGKey, *, num_samples: int = 40_000, chunk_size: int | None = None, mesh: Mesh | None = None
+) -> Verdict:
     """Judge a fit by fresh draws.
 
     Args:
@@ -93,6 +97,7 @@ def verdict(posterior: Posterior, rng: PRNGKey, *, num_samples: int = 40_000, ch
       rng: key, not the one of the fit.
       num_samples: S, at least 100.
       chunk_size: how many to draw at once, to bound memory.
+      mesh: devices to split the draws over, made by `jvi.sharding`.
 
     Raises:
       TypeError, ValueError: for an old-style key, or too few samples.
@@ -109,13 +114,22 @@ def verdict(posterior: Posterior, rng: PRNGKey, *, num_samples: int = 40_000, ch
       Yao, Vehtari, Simpson and Gelman (2018), Yes, but Did It Work?: Evaluating Variational Inference.
     """
     check_count(num_samples, "num_samples", least=100)
-    log_w = log_weights(posterior, rng, num_samples=num_samples, chunk_size=chunk_size)
+    log_w = log_weights(posterior, rng, num_samples=num_samples, chunk_size=chunk_size, mesh=sharding.check_mesh(mesh))
     size = num_samples // BATCHES
     khat = mean_of(jnp.stack([pareto_khat(log_w[i * size : (i + 1) * size]) for i in range(BATCHES)]))
     return Verdict(mean_of(log_w), evidence_of(log_w), khat, khat_threshold(size), float(ess(log_w)), num_samples)
 
 
-def diagnose(rng: PRNGKey, model: Model, guide: Guide, params: Params, x: Data = None, *, num_samples: int = 40_000) -> Report:
+def diagnose(
+    rng: PRNGKey,
+    model: Model,
+    guide: Guide,
+    params: Params,
+    x: Data = None,
+    *,
+    num_samples: int = 40_000,
+    mesh: Mesh | None = None,
+) -> Report:
     """The report of any guide, however it was trained.
 
     Args:
@@ -124,6 +138,7 @@ def diagnose(rng: PRNGKey, model: Model, guide: Guide, params: Params, x: Data =
       params: their parameters, as a state holds them.
       x: the data it is conditioned on.
       num_samples: fresh draws, at least 100.
+      mesh: devices to split the draws over, made by `jvi.sharding`.
 
     Raises:
       TypeError, ValueError: as `verdict`.
@@ -140,7 +155,7 @@ def diagnose(rng: PRNGKey, model: Model, guide: Guide, params: Params, x: Data =
       Yao, Vehtari, Simpson and Gelman (2018), Yes, but Did It Work?: Evaluating Variational Inference.
     """
     began = perf_counter()
-    found = verdict(Posterior(model, guide, params, x), rng, num_samples=num_samples)
+    found = verdict(Posterior(model, guide, params, x), rng, num_samples=num_samples, mesh=mesh)
     why = f"k-hat {found.khat} with {found.ess:,.0f} effective of {num_samples:,} draws"
     # Equal weights have no tail to fit, and an even half of them carries the answer whatever the tail.
     fine = found.ess > 0.5 * num_samples or (found.reliable and found.ess > 0.05 * num_samples)

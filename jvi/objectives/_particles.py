@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jvi import sharding
+from jvi._chunked import chunked
 from jvi._typing import PRNGKey, Scalar
 
 Noise = Callable[[PRNGKey, int], PRNGKey]
@@ -19,8 +21,9 @@ def each_particle(one: Callable[[PRNGKey], Any], rng: PRNGKey, num_samples: int,
         return jax.tree.map(lambda value: value[None], one(rng))
     keys = noise(rng, num_samples)
     if chunk_size is None or chunk_size >= num_samples:
-        return jax.vmap(one, axis_name="particles")(keys)
-    return jax.lax.map(jax.checkpoint(one), keys, batch_size=chunk_size)
+        return jax.vmap(one, axis_name="particles")(sharding.by_particle(keys))
+    each = jax.vmap(jax.checkpoint(one))
+    return chunked(lambda some: each(sharding.by_particle(some)), keys, chunk_size)
 
 
 @jax.custom_jvp

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jvi import bounds
+from jvi import bounds, sharding
 from jvi._checks import check_count, leading_axis
 from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, Params, PRNGKey, PyTree, Scalar
@@ -64,6 +64,7 @@ class Minibatch:
     def log_likelihood(self, params: Params, x: Data, z: Latent) -> Scalar:
         """N times the mean log-likelihood of the data in `x` [B, ...], nats."""
         check_batch(x, self.num_data)
+        x = sharding.by_example(x)
         return whole(jnp.mean(jax.vmap(lambda one: self.model.log_likelihood(params, one, z))(x)), self.num_data)
 
     @property
@@ -151,6 +152,7 @@ def whole(mean: Scalar, num_data: int) -> Scalar:
 def averaged(objective: Any, params: Any, keys: PRNGKey, x: Data, beta: Any, axes: Any = 0) -> tuple[Scalar, Aux]:
     """The mean of an objective over examples; what it combines of their means is combined once."""
     each = getattr(objective, "parts", objective)
+    keys, x = sharding.by_example(keys), sharding.by_example(x) if axes == 0 else x
     found, aux = jax.vmap(lambda key, one: each(params, key, one, beta=beta), (0, axes), axis_name="examples")(keys, x)
     value = objective.combine(_mean(found), beta) if hasattr(objective, "parts") else jnp.mean(found)
     return value, aux._replace(updates=_mean(aux.updates), elbo=_mean(aux.elbo), kl=_mean(aux.kl))

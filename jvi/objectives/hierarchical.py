@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 
+from jvi import sharding
 from jvi._checks import check_count
 from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, Params, PRNGKey, PyTree, Scalar
@@ -44,7 +45,7 @@ class WithLocals:
         """N times the mean local bound of the data in `x` [B, ...], nats."""
         _, inner, beta = params
         count = check_batch(x, self.num_data)
-        keys = jax.random.split(rng, count)
+        keys, x = jax.random.split(rng, count), sharding.by_example(x)
         return whole(averaged(self.local, inner, keys, (x, z), beta, axes=(0, None))[0], self.num_data)
 
     @property
