@@ -22,6 +22,8 @@ from jvi.svi import SVI, State
 # drawing ahead would only add to what is compiled; on an accelerator every kernel that leaves the loop is a gain.
 _AHEAD, _AHEAD_MASKED = (256, 2**10), (32, 2**21)
 
+FAR = 2**30  # the step with whose keys and minibatches parameters are judged
+
 
 # It runs once, so that what counts is the time to compile it.
 @partial(jax.jit, static_argnums=(3,), compiler_options={"xla_backend_optimization_level": 1})
@@ -83,6 +85,29 @@ def loop(
 
     i, params, opt_state, in_a_row, _, log = jax.lax.while_loop(go_on, some, carry)
     return State(params, opt_state, state.rng, start + i, state.skipped, in_a_row), log
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def independent(
+    svi: SVI,
+    feed: Any,
+    num: int,
+    schedule: Callable[[Array], Any] | None,
+    params: PyTree,
+    rng: PRNGKey,
+    data: Data,
+    beta: Any,
+    count: int,
+) -> Array:
+    """The objective at `params` [num], with keys and minibatches that no step of the run of key `rng` uses; a stack has `count`."""
+    held = feed.start(rng, jnp.asarray(FAR, jnp.int32), data)
+
+    def one(i: Array) -> Array:
+        step = FAR + i
+        _, x = feed.next(held, rng, step, data, i % count)
+        return svi.objective(params, jax.random.fold_in(rng, step), x, beta=beta_at(schedule, beta, step))[0]
+
+    return jax.lax.map(one, jnp.arange(num))
 
 
 def _row(array: Array, i: Array) -> Array:

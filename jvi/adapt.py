@@ -10,6 +10,7 @@ import jax
 from jvi import _feeds as feeds
 from jvi._checks import check_count, check_data, check_key, leading_axis
 from jvi._drive import Adapted, Drive
+from jvi._keeper import Keeper
 from jvi._sources import Held, Source, Streamed
 from jvi._typing import Data, PRNGKey
 from jvi.schedules import Schedule
@@ -97,6 +98,7 @@ def driven(
     max_steps: Any = 100_000,
     seconds: float = float("inf"),
     tolerance: float = 0.01,
+    keeper: Keeper | None = None,
 ) -> Adapted:
     """`adapt` on any source of data."""
     if not isinstance(svi, SVI):
@@ -109,5 +111,5 @@ def driven(
     for name, value in {"tolerance": tolerance, "seconds": seconds}.items():
         if not value > 0.0:
             raise ValueError(f"{name} must be positive, got {value}.")
-    drive = Drive(svi, source, beta, check_count(max_steps, "max_steps"), seconds, tolerance)
+    drive = Drive(svi, source, beta, check_count(max_steps, "max_steps"), seconds, tolerance, keeper)
     return drive.all(check_key(rng), state, progress)
