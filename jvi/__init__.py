@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jvi import (
     bounds,
+    checkpoint,
     controls,
     diagnostics,
     encoders,
@@ -68,6 +69,7 @@ __all__ = [
     "State",
     "adapt",
     "bounds",
+    "checkpoint",
     "cholesky_correlation",
     "cholesky_covariance",
     "controls",

@@ -1,4 +1,4 @@
-"""The command line: `python -m jvi demo`, `info` and `infer`."""
+"""The command line: `python -m jvi demo`, `info`, `infer` and `resume`."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     infer.add_argument("--seconds", type=float, default=60.0, help="what it may take (default: 60)")
     infer.add_argument("--plot", type=Path, help="also draw the posterior's marginals to this file")
     infer.set_defaults(run=_infer)
+    resume = commands.add_parser(
+        "resume", help="show where a run stands that was kept by checkpoint=FOLDER, and how it goes on"
+    )
+    resume.add_argument("folder", type=Path, help="the folder of the run")
+    resume.set_defaults(run=_resume)
     options = parser.parse_args(arguments)
     return options.run(options)
 
@@ -100,6 +105,36 @@ def _infer(options: argparse.Namespace) -> int:
     if options.plot:
         posterior.plot().savefig(options.plot, dpi=120)
     return 0 if posterior.report is not None and posterior.report.trusted else 3
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from jvi._standing import standing
+
+    try:
+        found = standing(options.folder)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    console = Console(highlight=False)
+    facts = Table("", "", show_header=False, box=None, padding=(0, 2))
+    for name, value in found.facts.items():
+        facts.add_row(name, value, style="bold" if name == "stands at" else None)
+    console.print(facts)
+    if found.rows:
+        table = Table(box=None, padding=(0, 2))
+        for name in ("checkpoint", "bound", "saved", "", "size", ""):
+            table.add_column(name, no_wrap=True)
+        for row in found.rows:
+            table.add_row(*row)
+        console.print()
+        console.print(table)
+    console.print()
+    for line in found.advice:
+        console.print(line, soft_wrap=True)
+    return 0
 
 
 def _version(package: str) -> str:

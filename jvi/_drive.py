@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -11,12 +12,15 @@ import numpy as np
 import optax
 
 from jvi import _hosts as hosts
+from jvi._keeper import EVALUATIONS, Keeper
+from jvi._loops import FAR
 from jvi._pace import ROWS, paced, restarted, thinned
 from jvi._progress import Progress
 from jvi._run import Run
 from jvi._sources import Source
 from jvi._spec import Recipe
 from jvi._stationarity import Watch
+from jvi._store import Found
 from jvi._typing import Estimate, Params, PRNGKey
 from jvi.schedules import Schedule
 from jvi.svi import SVI, Info, NonFiniteError, State, optimizer
@@ -27,7 +31,6 @@ _RACE = 300  # steps at each rate
 _DECAY = 0.25
 _HIDDEN = 4  # rates until one must have settled: ever smaller ones end all movement, wherever it is
 _DRAWS, _MOST_DRAWS = 256, 4_096  # evaluations of the objective by which two sets of parameters are compared
-_FAR = 2**30  # the step whose keys and minibatches they begin with
 _NO_CHANCE = 3.0  # standard errors
 _FAILURES = 3  # ascents that end in non-finite steps
 
@@ -75,12 +78,21 @@ class Drive:
       Welandawe, Andersen, Vehtari and Huggins (2024), A Framework for Improving the Reliability of Black-Box Variational Inference.
     """
 
-    def __init__(self, svi: SVI, source: Source, beta: Any, max_steps: int, seconds: float, tolerance: float) -> None:
+    def __init__(
+        self,
+        svi: SVI,
+        source: Source,
+        beta: Any,
+        max_steps: int,
+        seconds: float,
+        tolerance: float,
+        keeper: Keeper | None = None,
+    ) -> None:
         self.own = svi.optimizer == SVI.optimizer
         inner = optimizer(optax.adam, 1.0, b2=0.99) if self.own else svi.optimizer
         self.rates = _RATES if self.own else _FACTORS
         self.svi, self.given = SVI(svi.objective, Recipe(paced, (inner,)), svi.max_skipped), svi
-        self.source, self.beta, self.tolerance = source, beta, tolerance
+        self.source, self.beta, self.tolerance, self.keeper = source, beta, tolerance, keeper
         self.max_steps, self.until, self.taken = max_steps, perf_counter() + seconds, 0
         self.annealed = int(beta.num_steps) if isinstance(beta, Schedule) else 0
         self.used: list[float] = []
@@ -88,17 +100,28 @@ class Drive:
         self.state: State  # the last one: those before it are donated
 
     def all(self, rng: PRNGKey, state: State | None, progress: bool) -> Adapted:
-        """Race, then ascend."""
+        """Race, then ascend; or go on where an ascent stood that was broken off."""
         self.state = self.source.init(self.svi, rng)
         if state is not None:
             self.state = self.state._replace(params=_copy(state.params), rng=jnp.copy(state.rng), step=jnp.copy(state.step))
-        last, status, gain = _copy(self.state.params), "budget spent", Estimate(np.nan, np.nan)
+        with self.keeper or nullcontext():
+            found = self.keeper.open(self.trees(self.state.params)) if self.keeper else None
+            return self.ascend(found, progress)
+
+    def ascend(self, found: Found | None, progress: bool) -> Adapted:
+        """To the end."""
+        last, status, gain, failures = _copy(self.state.params), "budget spent", Estimate(np.nan, np.nan), 0
+        if self.keeper is not None and found is not None:
+            last, gain, failures = self.resume(self.keeper, found)
+            if found.record["status"]:
+                return self.adapted(found.trees["state"], found.record["status"], gain)
         try:
-            self.race()
+            if found is None:
+                self.race()
             self.run.progress = Progress(self.max_steps, progress and hosts.speaks(self.source.mesh))
-            failures = 0
             with self.run.progress:
                 while status == "budget spent":
+                    self.keep(last, None, gain, failures)
                     try:
                         mean, settled = self.settle()
                     except NonFiniteError as error:
@@ -118,9 +141,39 @@ class Drive:
                             self.go_on(mean, _DECAY if settled or len(self.used) < _HIDDEN else 1.0)
         except _SpentError:
             last = self.better(last)
-        opt_state = self.given.opt_init(last) if self.own else self.state.opt_state.inner
-        state = self.state._replace(params=last, opt_state=opt_state)
+        self.keep(last, status, gain, failures)
+        return self.adapted(self.trees(last)["state"], status, gain)
+
+    def adapted(self, state: State, status: str, gain: Estimate) -> Adapted:
+        """What came of it."""
         return Adapted(state, self.run.info(), status, gain, tuple(self.used), self.taken)
+
+    def trees(self, params: Params) -> dict[str, State]:
+        """The state that `params` would be returned in, and the one to go on from."""
+        opt_state = self.given.opt_init(params) if self.own else self.state.opt_state.inner
+        return {"state": self.state._replace(params=params, opt_state=opt_state), "ascent": self.state}
+
+    def keep(self, last: Params, status: str | None, gain: Estimate, failures: int) -> None:
+        """Save, between two learning rates or, with a status, at the end."""
+        if self.keeper is None or (self.taken == self.keeper.last and not status):
+            return
+        taken = self.taken
+        bounds = self.evaluated(last, EVALUATIONS)
+        self.taken = taken  # what is only looked at costs nothing of the budget
+        trees = self.trees(last)
+        record = {"status": status, "gain": [float(gain.value), float(gain.standard_error)], "failures": failures}
+        record |= {"rates": self.used, "taken": taken, "num_steps": None}
+        self.keeper.save(taken, self.run, {"state": trees["state"]} if status else trees, bounds, record, bool(status))
+
+    def resume(self, keeper: Keeper, found: Found) -> tuple[Params, Estimate, int]:
+        """Stand where `keep` was called, and what it was told."""
+        record = found.record
+        self.used, self.taken, self.state = record["rates"], record["taken"], found.trees.get("ascent", found.trees["state"])
+        self.run = self._run(self.max_steps, self.state)
+        keeper.go_on(self.run, self.state, record, self.max_steps - record["done"])
+        if keeper.stacks is not None and not record["status"]:
+            keeper.stacks.seek(record["position"])
+        return found.trees["state"].params, Estimate(*record["gain"]), record["failures"]
 
     def race(self) -> None:
         """A few steps at each learning rate, from the smallest on, until they lead to lower bounds again."""
@@ -204,7 +257,7 @@ class Drive:
 
     def evaluated(self, params: Params, draws: int) -> np.ndarray:
         """Bounds [draws] at `params`, by steps of length zero: they run the program that is there."""
-        state = _paced(_copy(self.state._replace(params=params, step=jnp.asarray(_FAR, jnp.int32))), 0.0)
+        state = _paced(_copy(self.state._replace(params=params, step=jnp.asarray(FAR, jnp.int32))), 0.0)
         run = self._run(draws, state)
         try:
             while run.done < draws:

@@ -94,6 +94,25 @@ class Stacks:
         self.size = int(np.clip(_STACK_BYTES // max(sum(leaf.nbytes for leaf in jax.tree.leaves(first)), 1), 1, _STACK))
         self._waiting = [first]
 
+    @property
+    def position(self) -> int:
+        """How many minibatches have been taken, what `seek` goes back to in a later process."""
+        return self._count - len(self._waiting)
+
+    def seek(self, position: int) -> None:
+        """Go on behind the first `position` minibatches.
+
+        Raises:
+          ValueError: if they have been passed, or there are fewer.
+        """
+        if position < self.position:
+            raise ValueError(f"minibatch {position} has been taken already, with {self.position - position} after it.")
+        while self.position < position:
+            if self._waiting:
+                self._waiting.pop(0)
+            elif self._next() is None:
+                raise ValueError(f"the run stood behind minibatch {position}, but the iterator ended after {self._count}.")
+
     def take(self, most: int) -> tuple[Data, int]:
         """A stack [size, ...] of up to `most` minibatches, and how many there are; the rest is padding.
 

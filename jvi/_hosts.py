@@ -73,7 +73,7 @@ def check_same(mesh: Any, tree: PyTree, name: str) -> None:
     code = zlib.crc32(_tree.shapes(mine).encode())
     for leaf in mine:
         is_key = jax.dtypes.issubdtype(jax.numpy.result_type(leaf), jax.dtypes.prng_key)
-        code = zlib.crc32(np.ascontiguousarray(jax.random.key_data(leaf) if is_key else leaf), code)
+        code = zlib.crc32(np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes(), code)
     codes = of_all(mesh, code)[:, 0]
     if other := [i for i, one in enumerate(codes) if one != codes[0]]:
         raise ValueError(f"{name} must be the same on every process; that of process {other} differs from that of process 0.")
@@ -109,6 +109,15 @@ class Joined:
         stack, count = together(self._mesh, lambda: self._own.take(most), "yield a minibatch")
         count = int(np.min(of_all(self._mesh, count)))
         return (sharding.joined(self._mesh, stack, 1) if count else None), count
+
+    @property
+    def position(self) -> Any:
+        """As of `Stacks`, of this process's own."""
+        return self._own.position
+
+    def seek(self, position: Any) -> None:
+        """As of `Stacks`."""
+        together(self._mesh, lambda: self._own.seek(position), "go on where it stood")
 
 
 def stacks(batches: Iterable[Data], mesh: Any) -> feeds.Stacks | Joined:

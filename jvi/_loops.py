@@ -24,6 +24,8 @@ from jvi.svi import SVI, State
 # drawing ahead would only add to what is compiled; on an accelerator every kernel that leaves the loop is a gain.
 _AHEAD, _AHEAD_MASKED = (256, 2**10), (32, 2**21)
 
+FAR = 2**30  # the step with whose keys and minibatches parameters are judged
+
 
 # It runs once, so that what counts is the time to compile it.
 @partial(jax.jit, static_argnums=(3,), compiler_options={"xla_backend_optimization_level": 1})
@@ -89,8 +91,31 @@ def loop(
     missed = (log[:, 3] == 0.0) & (jnp.arange(size + 1) < i)
     skipped = state.skipped + jnp.sum(missed, dtype=jnp.int32)
     # The key passes as it came, so that its buffer, which is the caller's, is not donated.
-    params, opt_state, step, skipped, in_a_row = sharding.as_stored((params, opt_state, start + i, skipped, in_a_row))
-    return State(params, opt_state, state.rng, step, skipped, in_a_row), sharding.everywhere(log)
+    params, opt_state, i, skipped, in_a_row = sharding.as_stored((params, opt_state, i, skipped, in_a_row))
+    return State(params, opt_state, state.rng, start + i, skipped, in_a_row), sharding.everywhere(log)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def independent(
+    svi: SVI,
+    feed: Any,
+    num: int,
+    schedule: Callable[[Array], Any] | None,
+    params: PyTree,
+    rng: PRNGKey,
+    data: Data,
+    beta: Any,
+    count: int,
+) -> Array:
+    """The objective at `params` [num], with keys and minibatches that no step of the run of key `rng` uses; a stack has `count`."""
+    held = feed.start(rng, jnp.asarray(FAR, jnp.int32), data)
+
+    def one(i: Array) -> Array:
+        step = FAR + i
+        _, x = feed.next(held, rng, step, data, i % count)
+        return svi.objective(params, jax.random.fold_in(rng, step), x, beta=beta_at(schedule, beta, step))[0]
+
+    return jax.lax.map(one, jnp.arange(num))
 
 
 def _row(array: Array, i: Array) -> Array:

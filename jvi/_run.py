@@ -26,6 +26,27 @@ from jvi.svi import SVI, Info, State, non_finite_error
 Callback = Callable[[State, Info], bool | None]
 Beta = float | Callable[[Array], Array] | None
 
+
+class Unkept:
+    """Of a run that leaves nothing on disk."""
+
+    def __enter__(self) -> Unkept:
+        return self
+
+    def __exit__(self, *_: Any) -> None: ...
+
+    def resume(self, run: Run, state: State) -> State:
+        """From the beginning."""
+        return state
+
+    def until(self, done: int) -> int:
+        """Steps from `done` to the next checkpoint."""
+        return feeds.CHUNK
+
+    def look(self, run: Run, state: State, feed: Any, data: Data, count: int, last: bool = False) -> None:
+        """Save nothing."""
+
+
 _GLANCE = 0.2  # seconds between two looks at a run that somebody watches
 
 
@@ -42,8 +63,10 @@ class Run:
         callback_every: int,
         progress: bool,
         mesh: Any = None,
+        keeper: Any = None,
     ) -> None:
-        self.svi, self.remaining, self.done = svi, num_steps, 0
+        self.svi, self.num_steps, self.remaining, self.done = svi, num_steps, num_steps, 0
+        self.keeper: Any = keeper or Unkept()
         self.step, self.mesh = int(state.step), mesh
         self.schedule: Any = None if traced(beta) else beta
         self.beta = jax.tree.map(lambda number: jnp.asarray(number, float), beta) if traced(beta) else None
@@ -55,7 +78,8 @@ class Run:
 
     def all(self, feed: Any, state: State, data: Data) -> tuple[State, Info]:
         """Run to the end."""
-        with self.progress:
+        with self.progress, self.keeper:
+            state = self.keeper.resume(self, state)
             while self.remaining:
                 state = self.chunk(feed, feeds.CHUNK, state, data, self.length(feeds.CHUNK))
         return state, self.info()
@@ -79,7 +103,16 @@ class Run:
             raise non_finite_error(self.svi, new, x, self.info(), beta_at(self.schedule, self.beta, last))
         if self.callback is not None and self._ask(new):
             self.remaining = 0
+        self.keeper.look(self, new, feed, data, taken)
         return new
+
+    def go_on(self, state: State, log: Info, remaining: int) -> None:
+        """Stand where the run stood after the steps that reported `log`, at `state`."""
+        self.step = int(state.step)
+        self.done, self.remaining = len(log.bound), remaining
+        seen = self.done - self.done % self.callback_every
+        self.logs = [Info(*(column[:seen] for column in log)), Info(*(column[seen:] for column in log))]
+        self.asked = 1
 
     def info(self) -> Info:
         """What all steps reported, stacked."""
@@ -87,6 +120,7 @@ class Run:
 
     def length(self, most: int) -> int:
         """How many steps the next entry should take, at most `most`."""
+        most = min(most, self.keeper.until(self.done))
         if self.callback is not None:  # never by the clock: a run that stops early must do so at the same step again
             return min(self.remaining, self.callback_every - self.done % self.callback_every, most)
         return min(self.remaining, self.glance if self.progress.shown and not hosts.several(self.mesh) else most, most)

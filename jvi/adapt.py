@@ -11,6 +11,7 @@ from jvi import _hosts as hosts
 from jvi import sharding
 from jvi._checks import check_count, check_data, check_key, leading_axis
 from jvi._drive import Adapted, Drive
+from jvi._keeper import Keeper
 from jvi._sources import Held, Source, Streamed
 from jvi._typing import Data, PRNGKey
 from jvi.schedules import Schedule
@@ -104,6 +105,7 @@ def driven(
     max_steps: Any = 100_000,
     seconds: float = float("inf"),
     tolerance: float = 0.01,
+    keeper: Keeper | None = None,
 ) -> Adapted:
     """`adapt` on any source of data."""
     if not isinstance(svi, SVI):
@@ -119,5 +121,5 @@ def driven(
     if hosts.several(source.mesh) and seconds < float("inf"):
         raise ValueError("seconds cannot be said with several processes, whose clocks differ; say max_steps.")
     hosts.check_same(source.mesh, rng, "rng")
-    drive = Drive(svi, source, beta, check_count(max_steps, "max_steps"), seconds, tolerance)
+    drive = Drive(svi, source, beta, check_count(max_steps, "max_steps"), seconds, tolerance, keeper)
     return drive.all(check_key(rng), state, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 
 from jvi import _feeds as feeds
 from jvi import _hosts as hosts
-from jvi import sharding
+from jvi import _tree, sharding
 from jvi._checks import check_count, check_key
+from jvi._keeper import Keeper
 from jvi._run import Beta, Callback, Run
 from jvi._sources import Source, Streamed, begin
 from jvi._typing import Data, PRNGKey
@@ -20,6 +22,8 @@ from jvi.adapt import ADVICE, driven, held
 from jvi.svi import SVI, FitError, Info, State
 
 __all__ = ["fit", "fit_batches"]
+
+Folder = str | os.PathLike[str] | None
 
 
 def fit(
@@ -32,6 +36,8 @@ def fit(
     beta: Beta = None,
     callback: Callback | None = None,
     callback_every: int = 1_000,
+    checkpoint: Folder = None,
+    checkpoint_every: int = 1_000,
     progress: bool = True,
     mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[State, Info]:
@@ -49,6 +55,10 @@ def fit(
       callback: called as `callback(state, info)` every `callback_every` steps, with that chunk's `info`; the run ends when it
         returns True. It must copy what it keeps of `state`.
       callback_every: steps between two calls of `callback`.
+      checkpoint: a folder to keep the run in: new, empty, or of the same run. Started again with it, a run that was broken off,
+        at whatever moment, goes on and ends bit for bit where it would have; `num_steps` is the total, and `info` that of all
+        steps. Kept are the last three checkpoints and the best by a bound of its own. See `jvi.checkpoint`.
+      checkpoint_every: steps between two checkpoints. A run that drives itself is saved where its learning rate changes.
       progress: show a bar on a terminal. Elsewhere nothing is shown.
       mesh: devices to share the work, made by `jvi.sharding`. Every device gets all of `x`, unless it is split over the mesh already,
         and evaluates its part of the examples (of `per_example`, `subsampled`, `global_local`) and particles. The numbers are those of
@@ -59,8 +69,10 @@ def fit(
 
     Raises:
       TypeError: if `svi` is no SVI, `rng` no typed key or a count no whole number.
-      ValueError: if a count is less than 1, or `x` holds a NaN.
+      ValueError: if a count is less than 1, `x` holds a NaN, or the checkpoints are not of this run or none is whole.
       NonFiniteError: after `svi.max_skipped` non-finite steps in a row.
+      OSError: if a checkpoint cannot be written (a `FitError`, which carries the state).
+      RuntimeError: if another process runs in the folder.
 
     Example:
       >>> import jax, jvi
@@ -71,13 +83,13 @@ def fit(
       >>> info.bound.shape, round(float(state.params.guide.loc[0]), 2)
       ((2000,), 3.0)
     """
+    num_steps, (rng, mesh) = _check_run(svi, num_steps, callback_every), _check_key(rng, mesh)
+    source = held(x, None, mesh=mesh)
+    keeper = _keeper(checkpoint, checkpoint_every, svi, rng, state, _tree.shapes(source.data), beta, num_steps)
     if num_steps is None:
-        return _driven(svi, rng, held(x, None, mesh=sharding.check_mesh(mesh)), state, beta, callback, progress)
-    num_steps = _check_run(svi, num_steps, callback_every)
-    rng, mesh = _check_key(rng, mesh)
-    x = held(x, None, mesh=mesh).data
-    state = _begin(svi, rng, x, state, mesh=mesh)
-    run = Run(svi, num_steps, state, beta, callback, callback_every, progress, mesh)
+        return _driven(svi, rng, source, state, beta, callback, progress, keeper)
+    state, x = _begin(svi, rng, source.data, state, mesh=mesh), source.data
+    run = Run(svi, num_steps, state, beta, callback, callback_every, progress, mesh, keeper)
     return run.all(feeds.Whole(), state, x)
 
 
@@ -92,6 +104,8 @@ def fit_batches(
     beta: Beta = None,
     callback: Callback | None = None,
     callback_every: int = 1_000,
+    checkpoint: Folder = None,
+    checkpoint_every: int = 1_000,
     progress: bool = True,
     mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[State, Info]:
@@ -105,7 +119,8 @@ def fit_batches(
         shape: an iterator, which may end before the run does, or an iterable, which is started anew whenever it ends.
       num_steps: how many steps to take; by default the run drives itself, as in `fit`.
       batch_size: examples in a minibatch.
-      state, beta, callback, callback_every, progress: as in `fit`.
+      state, beta, callback, callback_every, checkpoint, checkpoint_every, progress: as in `fit`. An iterator must begin anew with
+        the run: it is taken to where the run stood.
       mesh: as in `fit`. With several processes and an iterator, every process yields its own slice of each minibatch, and the run
         ends with the first iterator that does; a data set with `batch_size` is the same on all.
 
@@ -127,33 +142,37 @@ def fit_batches(
       >>> int(state.step), info.bound.shape
       (50, (50,))
     """
-    if num_steps is None:
-        mesh = sharding.check_mesh(mesh)
-        streamed = batch_size is None
-        source = Streamed(hosts.stacks(batches, mesh), mesh) if streamed else held(batches, batch_size, "batches", mesh)
-        return _driven(svi, rng, source, state, beta, callback, progress)
-    num_steps = _check_run(svi, num_steps, callback_every)
-    rng, mesh = _check_key(rng, mesh)
+    num_steps, (rng, mesh) = _check_run(svi, num_steps, callback_every), _check_key(rng, mesh)
     if batch_size is not None:
-        data = held(batches, batch_size, "batches", mesh).data
-        state = _begin(svi, rng, data, state, int(batch_size), mesh)
-        run = Run(svi, num_steps, state, beta, callback, callback_every, progress, mesh)
-        return run.all(feeds.Shuffled(int(batch_size)), state, data)
+        source = held(batches, batch_size, "batches", mesh)
+        shapes = f"{_tree.shapes(source.data)} in minibatches of {batch_size}"
+        keeper = _keeper(checkpoint, checkpoint_every, svi, rng, state, shapes, beta, num_steps)
+        if num_steps is None:
+            return _driven(svi, rng, source, state, beta, callback, progress, keeper)
+        state = _begin(svi, rng, source.data, state, int(batch_size), mesh)
+        run = Run(svi, num_steps, state, beta, callback, callback_every, progress, mesh, keeper)
+        return run.all(feeds.Shuffled(int(batch_size)), state, source.data)
 
     stacks = hosts.stacks(batches, mesh)
+    shapes = f"minibatches of {_tree.shapes(stacks.first)}"
+    keeper = _keeper(checkpoint, checkpoint_every, svi, rng, state, shapes, beta, num_steps, stacks)
+    if num_steps is None:
+        return _driven(svi, rng, Streamed(stacks, mesh), state, beta, callback, progress, keeper)
     state = _begin(svi, rng, stacks.first, state, mesh=mesh)
-    run = Run(svi, num_steps, state, beta, callback, callback_every, progress, mesh)
-    with run.progress:
+    run = Run(svi, num_steps, state, beta, callback, callback_every, progress, mesh, keeper)
+    with run.progress, run.keeper:
+        now: State = run.keeper.resume(run, state)
         while run.remaining:
             try:
                 stack, count = stacks.take(run.length(stacks.size))
             except ValueError as error:
-                raise BatchError(str(error), state, run.info()) if run.done else error from None
+                raise BatchError(str(error), now, run.info()) if run.done else error from None
             if not count:
                 warnings.warn(f"the iterator ended after {run.done} of {num_steps} batches; the run ends there.", stacklevel=2)
+                run.keeper.look(run, now, feeds.Stacked(), stack, count, last=True)
                 break
-            state = run.chunk(feeds.Stacked(), stacks.size, state, stack, count)
-    return state, run.info()
+            now = run.chunk(feeds.Stacked(), stacks.size, now, stack, count)
+    return now, run.info()
 
 
 class BatchError(FitError, ValueError):
@@ -176,11 +195,11 @@ def _begin(svi: SVI, rng: PRNGKey, x: Data, state: State | None, batch_size: int
 
 
 def _driven(
-    svi: SVI, rng: PRNGKey, source: Source, state: State | None, beta: Any, callback: Any, progress: bool
+    svi: SVI, rng: PRNGKey, source: Source, state: State | None, beta: Any, callback: Any, progress: bool, keeper: Keeper | None
 ) -> tuple[State, Info]:
     if callback is not None:
         raise ValueError("callback needs num_steps: a run that finds its own end is not the caller's to stop.")
-    found = driven(svi, rng, source, state, beta, progress)
+    found = driven(svi, rng, source, state, beta, progress, keeper=keeper)
     if found.status != "converged":
         warnings.warn(f"{found.status} after {found.num_steps:,} steps: {ADVICE[found.status]}", stacklevel=3)
     return found.state, found.info
@@ -192,8 +211,20 @@ def _check_key(rng: Any, mesh: Any) -> tuple[PRNGKey, Any]:
     return rng, mesh
 
 
-def _check_run(svi: Any, num_steps: Any, callback_every: Any) -> int:
+def _keeper(
+    folder: Folder, every: Any, svi: SVI, rng: PRNGKey, state: State | None, data: str, beta: Any, num_steps: int | None,
+    stacks: feeds.Stacks | hosts.Joined | None = None,
+) -> Keeper | None:  # fmt: skip
+    every = check_count(every, "checkpoint_every")
+    if folder is None:
+        return None
+    rng, first = (rng, 0) if state is None else (state.rng, int(state.step))
+    end = "found by the run itself" if num_steps is None else "num_steps"
+    return Keeper(folder, every, svi, rng, first, data, beta, end, stacks)
+
+
+def _check_run(svi: Any, num_steps: Any, callback_every: Any) -> int | None:
     if not isinstance(svi, SVI):
         raise TypeError(f"svi must be made by jvi.SVI(objective, optimizer), got {svi!r}.")
     check_count(callback_every, "callback_every")
-    return check_count(num_steps, "num_steps")
+    return None if num_steps is None else check_count(num_steps, "num_steps")
