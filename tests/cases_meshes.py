@@ -14,7 +14,6 @@ from jvi._spec import spec
 
 STEPS, BATCH = 100, 64
 X = np.random.default_rng(0).normal(size=(256, 6)).astype(np.float32)
-KEY = jax.random.key(0)
 
 
 def init_encoder(rng, x):
@@ -115,9 +114,13 @@ class Sum:
         return sum(value for value, _ in found), found[0][1]
 
 
+def key():
+    return jax.random.key(0)  # not before a process has met the others
+
+
 def svi(objective):
     return jvi.SVI(objective, jvi.optimizer(optax.adam, 3e-3))
 
 
 def run(objective, mesh=None, **kwargs):
-    return jvi.fit_batches(svi(objective), KEY, X, num_steps=STEPS, batch_size=BATCH, mesh=mesh, **kwargs)
+    return jvi.fit_batches(svi(objective), key(), X, num_steps=STEPS, batch_size=BATCH, mesh=mesh, **kwargs)
