@@ -60,6 +60,14 @@ def contents(folder):
     return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
+def attempt(call):
+    """What comes of it, or the error."""
+    try:
+        return call()
+    except ValueError as error:
+        return error
+
+
 class Broken(Exception):  # noqa: N818
     pass
 
@@ -89,9 +97,10 @@ def copy(run, tmp_path):
 
 def test_a_resumed_run_ends_where_an_unbroken_one_does(copy):
     unbroken = fit(None)
-    seen, expected = [], []
+    seen = []
     steps = Store(copy).steps()
-    assert steps[-3:] == [60, 90, 120] and len(steps) <= 4
+    assert steps[-3:] == [60, 90, 120]
+    assert len(steps) <= 4
     resumed = fit(copy, callback=lambda state, info: seen.append((int(state.step), len(info.bound))), callback_every=50)
     assert same(resumed, unbroken)
     assert seen == [(150, 50), (200, 50)]  # the callback misses nothing of the steps it is told of
@@ -99,7 +108,6 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(copy):
     assert same(fit(copy, 230), fit(None, 230))  # and goes on when more is wanted
     with pytest.raises(ValueError, match=r"230 steps already.*200 here"):
         fit(copy, 200)
-    assert not expected
 
 
 def test_a_callback_that_ends_a_run_ends_it_for_good(tmp_path):
@@ -170,7 +178,9 @@ def test_the_best_is_kept_by_its_own_bound(tmp_path):
     store = Store(tmp_path)
     records = {step: store.record(step) for step in store.steps()}
     best = max(records, key=lambda step: records[step]["bound"])
-    assert list(records)[-3:] == [240, 270, 300] and best < 240 and len(records) == 4
+    assert list(records)[-3:] == [240, 270, 300]
+    assert best < 240
+    assert len(records) == 4
     found = jvi.checkpoint.restore(tmp_path, state, best=True)
     assert int(found.step) == best
     # The bound that is reported is that of these parameters: other keys give it to six standard errors of both.
@@ -181,18 +191,18 @@ def test_the_best_is_kept_by_its_own_bound(tmp_path):
 
 
 WRONG = {
-    "leaf": (dict(svi=build(3)), r"first leaf that differs: params.guide.loc is float32\[1\] there and float32\[3\] here"),
+    "leaf": ({"svi": build(3)}, r"first leaf that differs: params.guide.loc is float32\[1\] there and float32\[3\] here"),
     "optimizer": (
-        dict(svi=build(optimizer=jvi.optimizer(optax.sgd, 1e-2))),
+        {"svi": build(optimizer=jvi.optimizer(optax.sgd, 1e-2))},
         r"leaf that differs: opt_state.*only there|stands",
     ),
-    "rate": (dict(svi=build(optimizer=jvi.optimizer(optax.adam, 2e-2))), r"another optimizer: .*0\.01.*there.*0\.02.*here"),
-    "objective": (dict(svi=build(num_samples=3)), "another objective"),
-    "batch size": (dict(batch_size=16), r"another data: .*of 8 there, .*of 16 here"),
-    "key": (dict(rng=jax.random.key(1)), "another key"),
-    "beta": (dict(beta=0.5), "another beta"),
-    "iterator": (dict(batches=stream()), "another data"),
-    "self-driven": (dict(num_steps=None), r"leaf that differs|another end"),
+    "rate": ({"svi": build(optimizer=jvi.optimizer(optax.adam, 2e-2))}, r"another optimizer: .*0\.01.*there.*0\.02.*here"),
+    "objective": ({"svi": build(num_samples=3)}, "another objective"),
+    "batch size": ({"batch_size": 16}, r"another data: .*of 8 there, .*of 16 here"),
+    "key": ({"rng": jax.random.key(1)}, "another key"),
+    "beta": ({"beta": 0.5}, "another beta"),
+    "iterator": ({"batches": stream()}, "another data"),
+    "self-driven": ({"num_steps": None}, r"leaf that differs|another end"),
 }
 
 
@@ -221,7 +231,7 @@ def test_folders_of_others_are_refused(copy, tmp_path):
     with pytest.raises(ValueError, match=r"run.json is damaged"):
         fit(copy)
     (copy / "run.json").unlink()
-    with pytest.raises(ValueError, match="holds steps and no run.json"):
+    with pytest.raises(ValueError, match=r"holds steps and no run\.json"):
         fit(copy)
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         jvi.checkpoint.restore(tmp_path / "empty", fit(None)[0])
@@ -248,15 +258,17 @@ def test_a_truncated_checkpoint_is_told_and_the_one_before_taken(run, tmp_path):
     for number, path in enumerate(files):
         folder = shutil.copytree(run, tmp_path / str(number))
         (folder / path.relative_to(run)).write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        try:
-            assert same(jvi.checkpoint.restore(folder, like), whole)
-        except ValueError as error:
-            noticed += 1
-            assert "120" in str(error) and "say step=90" in str(error)  # noqa: PT017
-            if noticed % 3 == 1:
-                with pytest.warns(UserWarning, match=r"checkpoint 120 .*moved to damaged-120.*goes on from checkpoint 90"):
-                    assert same(fit(folder), unbroken)
-                assert (folder / "damaged-120").is_dir()
+        found = attempt(lambda folder=folder: jvi.checkpoint.restore(folder, like))
+        if not isinstance(found, ValueError):
+            assert same(found, whole)
+            continue
+        noticed += 1
+        assert "120" in str(found)
+        assert "say step=90" in str(found)
+        if noticed % 3 == 1:
+            with pytest.warns(UserWarning, match=r"checkpoint 120 .*moved to damaged-120.*goes on from checkpoint 90"):
+                assert same(fit(folder), unbroken)
+            assert (folder / "damaged-120").is_dir()
     assert noticed >= 3
 
 
@@ -286,7 +298,8 @@ def test_a_full_disk_is_told_and_the_run_goes_on_later(tmp_path):
     try:
         with pytest.raises(jvi.FitError, match=r"could not be written.*newest whole one is 30") as caught:
             fit(tmp_path, 90, svi=svi)
-        assert isinstance(caught.value, OSError) and int(caught.value.state.step) >= 60
+        assert isinstance(caught.value, OSError)
+        assert int(caught.value.state.step) >= 60
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert before.items() <= contents(tmp_path / "steps").items()
@@ -303,7 +316,7 @@ def test_states_are_saved_and_restored(tmp_path):
     assert same(jvi.checkpoint.restore(tmp_path, later, step=40), state)
     with pytest.raises(ValueError, match="holds a state after 40 steps already"):
         jvi.checkpoint.save(tmp_path, state)
-    with pytest.raises(FileNotFoundError, match="no checkpoint 45.*only 40, 50"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint 45.*only 40, 50"):
         jvi.checkpoint.restore(tmp_path, later, step=45)
     with pytest.raises(ValueError, match="holds no bounds"):
         jvi.checkpoint.restore(tmp_path, later, best=True)
@@ -311,7 +324,7 @@ def test_states_are_saved_and_restored(tmp_path):
         jvi.checkpoint.restore(tmp_path, build(2).init(KEY, DATA[:8]))
     with pytest.raises(ValueError, match=r"jvi.checkpoint.save wrote, and no run"):
         fit(tmp_path)
-    with pytest.raises(TypeError, match="must be a jvi.State"):
+    with pytest.raises(TypeError, match=r"must be a jvi\.State"):
         jvi.checkpoint.save(tmp_path, state.params)
 
 
