@@ -131,7 +131,7 @@ def rows(times: int, seed: int, home: Path) -> list[tuple[str, dict[str, int], i
                 if enough:
                     if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
                         raise RuntimeError("a process failed")
-                elif where := killed(child, folder, chance.uniform(0.0, took), sum(kills.values()) % 2 == 1, chance):
+                elif where := killed(child, folder, chance.uniform(0.0, 1.5 * took), sum(kills.values()) % 2 == 1, chance):
                     kills[where] += 1
                     print(f"{kind}: killed {where}", flush=True)
             equal = equal and out.read_bytes() == whole.read_bytes()

@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ RUN, STEPS, LOG, LOCK, DAMAGED = "run.json", "steps", "log.bin", "lock", "damage
 _OURS = (RUN, STEPS, LOG, LOCK, DAMAGED)
 _KEPT = 3  # the last ones; the best is kept as well
 _RECORD = "record"
+_DELETED = "deleted"  # where orbax puts what is to go: a checkpoint vanishes at once, as it appears
 
 
 class DamagedError(ValueError):
@@ -212,9 +214,11 @@ class Store:
             preservation_policy=policies.AnyPreservationPolicy([last, best]),
             best_fn=_score,
             cleanup_tmp_directories=True,
+            todelete_subdir=_DELETED,
             enable_async_checkpointing=True,
         )
         self._manager = ocp.CheckpointManager(self.folder / STEPS, options=options)
+        self._delete()
 
     def save(self, step: int, trees: dict[str, PyTree], record: dict[str, Any], score: float | None = None) -> None:
         """Begin to write a checkpoint; the arrays may be donated afterwards. Waits for the one before.
@@ -226,6 +230,7 @@ class Store:
         record = {**record, "leaves": {item: _described(tree) for item, tree in trees.items()}}
         items = {item: leaves for item, tree in trees.items() if (leaves := _encoded(tree))}
         args = {item: ocp.args.StandardSave(leaves) for item, leaves in items.items()}
+        self._delete()
         metrics = None if score is None else {"score": score}
         with self._writing(step):
             self._manager.save(
@@ -248,6 +253,12 @@ class Store:
         if manager is not None:
             with self._writing(None):
                 manager.close()
+            self._delete()
+
+    def _delete(self) -> None:
+        if jax.process_index() == 0:
+            for path in (self.folder / STEPS / _DELETED).glob("*"):
+                shutil.rmtree(path, ignore_errors=True)
 
     @contextmanager
     def _writing(self, step: int | None) -> Iterator[None]:
