@@ -48,6 +48,7 @@ LAYERS = [
     {"gradients"},
     {
         "objectives._base",
+        "objectives._masks",
         "objectives._particles",
         "objectives._steered",
         "objectives._terms",
@@ -56,7 +57,7 @@ LAYERS = [
     },
     {"objectives.disarm", "objectives.monte_carlo", "objectives.relax"},
     {"objectives._posterior_draws", "objectives.analytic", "objectives.data"},
-    {"objectives.hierarchical", "objectives.training", "objectives.weighted"},
+    {"objectives.hierarchical", "objectives.weighted"},
     {"objectives._parted", "objectives.rao_blackwell", "objectives.scored", "objectives.stratified"},
     {
         "objectives.divergences",
@@ -66,6 +67,7 @@ LAYERS = [
         "objectives.reweighted",
         "objectives.thermodynamic",
     },
+    {"objectives.training"},
     {"objectives"},
     {"svi"},
     {"_feeds", "_loops"},
