@@ -14,7 +14,7 @@ from jax.scipy.special import logsumexp
 from jax.scipy.stats import norm
 
 import jvi
-from benchmarks.estimators_by_hand import LATENTS, PIXELS, Case, K, Rows, apply, iwae_of, network, stop
+from benchmarks.estimators_by_hand import LATENTS, PIXELS, Case, K, Rows, apply, network, rloo, stop, vimco
 
 CLASSES, STEPS, STATES = 10, 50, 4
 TEMPERATURE = 0.5
@@ -39,7 +39,7 @@ def discrete_vae(latents: int = LATENTS, one_hot: bool = False) -> Case:
         return distrax.OneHotCategorical(logits) if one_hot else distrax.Independent(distrax.Bernoulli(logits), 1)
 
     guide = jvi.guides.from_distribution(lambda rng, x: phi, dist)
-    return Case(jvi.learned(lambda rng, x: theta, log_joint), guide, jvi.per_example, x, by_hand, apply, 1)
+    return Case(jvi.learned(lambda rng, x: theta, log_joint), guide, jvi.per_example, x, 1, by_hand, apply, _scored)
 
 
 def state_space() -> Case:
@@ -62,7 +62,7 @@ def state_space() -> Case:
         return distrax.MultivariateNormalDiag(loc, jnp.exp(phi[2]))
 
     guide = jvi.guides.from_distribution(lambda rng, x: phi, dist)
-    return Case(model, guide, lambda one: one, x, None, None, 1)  # type: ignore
+    return Case(model, guide, lambda one: one, x, 1)
 
 
 # -- bits: `(case, params, key, x) -> value`, whose gradient is the estimator ------------------------------------------------
@@ -81,28 +81,11 @@ def _soft(score: Any, temperature: Any) -> Any:
 
 
 def _scored(case: Case, params: Any, key: Any, x: Any) -> tuple[Any, Any]:
-    """Log-weights of bits that move with the model alone, and log q that moves with the guide."""
+    """Log-weights and log q of bits."""
     logits = case.moments(params.guide, x)[:, None]
     z = stop((_scores(case, params, key, x, logits) > 0.0).astype(logits.dtype))
     log_q = _log_mass(z, logits)
     return case.log_joint(params.model, x, z) - stop(log_q), log_q
-
-
-def rloo(case, params, key, x):
-    log_w, log_q = _scored(case, params, key, x)
-    signal = log_w - (jnp.sum(log_w, -1, keepdims=True) - log_w) / (K - 1)
-    surrogate = jnp.mean(stop(signal) * log_q)
-    return jnp.mean(log_w) + surrogate - stop(surrogate)
-
-
-def vimco(case, params, key, x):
-    log_w, log_q = _scored(case, params, key, x)
-    others = (jnp.sum(log_w, -1, keepdims=True) - log_w) / (K - 1)
-    replaced = jnp.where(jnp.eye(K, dtype=bool), others[..., :, None], log_w[..., None, :])
-    bound = iwae_of(log_w)
-    signal = bound[..., None] - iwae_of(replaced) - jax.nn.softmax(log_w, -1)
-    surrogate = jnp.mean(jnp.sum(stop(signal) * log_q, -1))
-    return jnp.mean(bound) + surrogate - stop(surrogate)
 
 
 def disarm(case, params, key, x):

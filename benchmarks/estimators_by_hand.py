@@ -26,18 +26,21 @@ class Case(NamedTuple):
     Attributes:
       model, guide, wrap: jvi's, and what makes an objective of one datum one of the data.
       x: data.
-      log_joint: `(theta, x, z [..., K, D]) -> [..., K]`.
-      moments: `(phi, x) -> (loc, log_scale)`, each [..., D].
       calls: evaluations a round.
+      log_joint: `(theta, x, z [..., K, D]) -> [..., K]`.
+      moments: `(phi, x) -> (loc, log_scale)`, each [..., D]; of bits their logits.
+      scored: `(case, params, key, x)` -> log-weights of fixed draws, that move with the model alone, and log q, that moves with the
+        guide.
     """
 
     model: Any
     guide: Any
     wrap: Callable[[Any], Any]
     x: Any
-    log_joint: Callable[..., Any]
-    moments: Callable[..., Any]
     calls: int
+    log_joint: Any = None
+    moments: Any = None
+    scored: Any = None
 
 
 def standard(dim: int) -> Any:
@@ -64,7 +67,8 @@ def logistic(prior_known: bool = False) -> Case:
 
     guide = jvi.guides.MeanField(jvi.space(jvi.real(COEFFICIENTS)))
     model = jvi.models.with_prior(lambda: standard(COEFFICIENTS), log_likelihood) if prior_known else jvi.model(log_joint)
-    return Case(model, guide, lambda one: one, (features, label), by_hand, lambda phi, x: (phi.loc, phi.log_scale), 20)
+    moments = lambda phi, x: (phi.loc, phi.log_scale)  # noqa: E731
+    return Case(model, guide, lambda one: one, (features, label), 20, by_hand, moments, _scored)
 
 
 def vae(distribution: bool = False, prior_known: bool = False) -> Case:
@@ -106,7 +110,7 @@ def vae(distribution: bool = False, prior_known: bool = False) -> Case:
         guide = jvi.guides.from_distribution(lambda rng, x: phi, dist)
     else:
         guide = jvi.guides.from_functions(lambda rng, x: phi, sample_and_log_prob, log_prob)
-    return Case(model, guide, jvi.per_example, x, by_hand, moments, 1)
+    return Case(model, guide, jvi.per_example, x, 1, by_hand, moments, _scored)
 
 
 def constant(dim: int) -> float:
@@ -212,21 +216,21 @@ def dreg(case, params, key, x):
 
 
 def _scored(case: Case, params: Any, key: Any, x: Any) -> tuple[Any, Any]:
-    """Log-weights of fixed draws that move with the model alone, and log q that moves with the guide."""
+    """Of Gaussian draws."""
     z = stop(_draws(case, params.guide, key, x)[0])
     log_q = _log_q(case, params.guide, x, z)
     return case.log_joint(params.model, x, z) - stop(log_q), log_q
 
 
 def rloo(case, params, key, x):
-    log_w, log_q = _scored(case, params, key, x)
+    log_w, log_q = case.scored(case, params, key, x)
     signal = log_w - (jnp.sum(log_w, -1, keepdims=True) - log_w) / (K - 1)
     surrogate = jnp.mean(stop(signal) * log_q)
     return jnp.mean(log_w) + surrogate - stop(surrogate)
 
 
 def vimco(case, params, key, x):
-    log_w, log_q = _scored(case, params, key, x)
+    log_w, log_q = case.scored(case, params, key, x)
     others = (jnp.sum(log_w, -1, keepdims=True) - log_w) / (K - 1)
     replaced = jnp.where(jnp.eye(K, dtype=bool), others[..., :, None], log_w[..., None, :])
     bound = iwae_of(log_w)
@@ -236,13 +240,13 @@ def vimco(case, params, key, x):
 
 
 def wake_sleep(case, params, key, x):
-    log_w, log_q = _scored(case, params, key, x)
+    log_w, log_q = case.scored(case, params, key, x)
     surrogate = jnp.mean(jnp.sum(stop(jax.nn.softmax(log_w, -1)) * log_q, -1))
     return jnp.mean(iwae_of(log_w)) + surrogate - stop(surrogate)
 
 
 def forward_kl(case, params, key, x):
-    log_w, log_q = _scored(case, stop_model(params), key, x)
+    log_w, log_q = case.scored(case, stop_model(params), key, x)
     v = stop(jax.nn.softmax(log_w, -1))
     surrogate = jnp.mean(jnp.sum(v * log_q, -1))
     return jnp.mean(iwae_of(log_w) - jnp.sum(v * log_w, -1)) + surrogate - stop(surrogate)

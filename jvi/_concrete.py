@@ -75,12 +75,12 @@ def log_mass(z: Array, logits: Array, one_hot: bool) -> Scalar:
 
 
 def log_density(score: Array, logits: Array, one_hot: bool, temperature: float) -> Scalar:
-    """The log-density of the relaxed latent of these scores, where it lies: of V - 1 coordinates for a one-hot vector of V."""
+    """The log-density of the relaxed latent of scores drawn at these logits: of V - 1 coordinates for a one-hot vector of V."""
     scaled, log_temperature = score / temperature, math.log(temperature)
     if not one_hot:
-        noise = score - logits
-        change = log_sigmoid(scaled) + log_sigmoid(-scaled)
-        return jnp.sum(log_temperature + log_sigmoid(noise) + log_sigmoid(-noise) - change)
+        noise = jax.lax.stop_gradient(score - logits)  # as it was drawn
+        # log sigmoid(x) + log sigmoid(-x), by one exponential
+        return jnp.sum(log_temperature + (2.0 * log_sigmoid(noise) - noise) - (2.0 * log_sigmoid(scaled) - scaled))
     size = logits.shape[-1]
     log_z = log_softmax(scaled)
     tilted = log_softmax(logits) - temperature * log_z

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,11 +15,16 @@ from jvi import _tree, bounds, sharding
 from jvi._checks import check_count
 from jvi._spec import Recipe, spec
 from jvi._typing import Array, Data, PRNGKey, PyTree, Scalar
+from jvi.objectives.training import trains
 
 __all__ = ["SVI", "FitError", "Info", "NonFiniteError", "State", "cosine_adam", "optimizer"]
 
 # Folded into a run's key where steps fold in 0, 1, 2, ...
 INIT, ORDER = 0xFFFFFFFF, 0xFFFFFFFE
+_STILL = (
+    "a network of this objective has a training mode, and would be fitted as it is outside of training: without dropout, its running "
+    "statistics held as they are. Fit jvi.objectives.training(objective); ignore this where you mean to hold them."
+)
 
 
 class State(NamedTuple):
@@ -124,6 +130,8 @@ class SVI:
     is counted. So is one whose learning rate is not finite; entries of an update that are not finite are not applied. After
     `max_skipped` of them in a row `jvi.fit` stops and says what was not finite.
 
+    Warns where a network of the objective has a training mode, which only `jvi.objectives.training(objective)` takes.
+
     Attributes:
       objective: what to maximize.
       optimizer: a recipe made by `jvi.optimizer`, or a ready optax transformation, which compares by identity, so that a new
@@ -154,6 +162,8 @@ class SVI:
         if not isinstance(self.optimizer, (Recipe, optax.GradientTransformation)):
             raise TypeError(f"optimizer must be jvi.optimizer(optax.adam, 1e-3) or the like, got {self.optimizer!r}.")
         check_count(self.max_skipped, "max_skipped")
+        if trains(self.objective):
+            warnings.warn(_STILL, stacklevel=4)
 
     def init(self, rng: PRNGKey, x: Data) -> State:
         """The state before the first step.

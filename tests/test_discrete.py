@@ -16,7 +16,7 @@ from jax.scipy.stats import norm
 from tensorflow_probability.substrates import jax as tfp
 
 import jvi
-from jvi import _concrete, controls, gradients, objectives
+from jvi import _concrete, controls, gradients, noise, objectives
 from jvi._distributions import logits_of
 
 tfd = tfp.distributions
@@ -85,6 +85,9 @@ ROWS = {
     "relax, network alone": (BITS, surrogate(1, None)),
     "disarm": (BITS, objectives.disarm),
     "disarm, two pairs": (BITS, functools.partial(objectives.disarm, num_samples=4)),
+    "disarm, Sobol pairs": (BITS, functools.partial(objectives.disarm, num_samples=8, noise=noise.sobol)),
+    "rebar, antithetic": (BITS, functools.partial(objectives.rebar, num_samples=3, noise=noise.antithetic)),
+    "one-hot rebar, Sobol": (HOT, functools.partial(objectives.rebar, num_samples=4, noise=noise.sobol)),
     "one-hot score": (HOT, score(controls.leave_one_out, 3)),
     "one-hot rebar": (HOT, functools.partial(objectives.rebar, num_samples=1)),
     "one-hot relax": (HOT, surrogate(2, 0.8)),
@@ -338,6 +341,8 @@ def of(dist):
         (lambda: objectives.disarm(MODEL, MEAN_FIELD), ValueError, "from_distribution"),
         (lambda: objectives.rebar(MODEL, MEAN_FIELD), ValueError, "from_distribution"),
         (lambda: objectives.disarm(*BITS[:2], num_samples=3), ValueError, "pairs"),
+        (lambda: objectives.disarm(*BITS[:2], num_samples=4, chunk_size=1), ValueError, "chunk_size must be even"),
+        (lambda: objectives.disarm(*BITS[:2], num_samples=4, noise=noise.antithetic), ValueError, r"noise\.sobol"),
         (lambda: objectives.rebar(*BITS[:2], temperature=0.0), ValueError, "greater than 0"),
         (lambda: gradients.concrete(-1.0), ValueError, "greater than 0"),
         (lambda: gradients.straight_through.at(True), ValueError, "greater than 0"),
@@ -365,6 +370,43 @@ def test_what_cannot_be_is_refused_once_traced(build, dist, error, match):
     objective = build(MODEL, of(dist))
     with pytest.raises(error, match=match):
         objective(objective.init(jax.random.key(0), None), jax.random.key(1), None)
+
+
+CHUNKED = {
+    "rebar": objectives.rebar,
+    "relax": functools.partial(objectives.relax, network=NET),
+    "disarm": objectives.disarm,
+    "enumerate_elbo": objectives.enumerate_elbo,
+}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", CHUNKED)
+def test_chunks_of_particles_change_no_number(name):
+    """Value, gradients and log-weights; with a chunk that divides K and one that does not."""
+    by = [jvi.per_example(CHUNKED[name](*BITS[:2], num_samples=6, chunk_size=size, noise=noise.sobol)) for size in (None, 2, 4)]
+    params = start_of(by[0])
+
+    @jax.jit
+    def all_of(key):
+        return [jax.value_and_grad(objective, has_aux=True)(params, key, X) for objective in by]
+
+    whole, *parted = (jax.tree.leaves(found) for found in all_of(jax.random.key(1)))
+    for found in parted:
+        for a, b in zip(found, whole, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_sobol_pairs_have_less_variance_than_independent_ones():
+    """Of the guide's gradient by eight draws, beyond four standard errors."""
+    spread = {}
+    for make in (noise.independent, noise.sobol):
+        objective = jvi.per_example(objectives.disarm(*BITS[:2], num_samples=8, noise=make))
+        grads = samples_of(objective, start_of(objective), 5_000)[:, 2:].astype(float)
+        squares = np.sum((grads - grads.mean(0)) ** 2, 1)
+        spread[make] = (squares.mean(), squares.std() / np.sqrt(len(squares)))
+    (less, its), (more, error) = spread[noise.sobol], spread[noise.independent]
+    assert less < more - 4 * np.hypot(error, its)
 
 
 @pytest.mark.quick

@@ -190,6 +190,94 @@ def test_the_gradient_of_resampling_makes_it_unbiased_where_every_step_resamples
     assert off.max() > 10  # what is dropped by default is there
 
 
+def staying(theta, stays):
+    """Log-probability that a state of two stays, whose logit is learned, or does not."""
+    return -jnp.logaddexp(0.0, -theta * jnp.where(stays, 1.0, -1.0))
+
+
+HMM = jvi.models.state_space(
+    lambda theta, z: jnp.where(z == 1, jnp.log(0.3), jnp.log(0.7)),
+    lambda theta, z_prev, z: staying(theta, z == z_prev),
+    lambda theta, x, z: norm.logpdf(x, 1.0 * z, 0.7),
+    init=lambda rng, x: jnp.asarray(0.8),
+)
+
+
+def switch(params, x):
+    x_t, z_prev = x
+    return distrax.Bernoulli(params["now"] * x_t + (0.0 if z_prev is None else params["before"] * (2.0 * z_prev - 1.0)))
+
+
+SWITCH = jvi.guides.from_distribution(lambda rng, x: {"before": jnp.asarray(0.6), "now": jnp.asarray(0.9)}, switch)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.95, 0.0])
+def test_discrete_states_by_scores_match_enumeration(share):
+    """Two particles, two steps: all draws and all ancestors summed out, whether resampling is always, adaptive, or never."""
+    x = jnp.array([0.7, -0.4])
+    pairs = jnp.asarray(list(itertools.product((0, 1), repeat=2)))
+
+    def weigh(params, t, z, before):
+        log_q = SWITCH.log_prob(params.guide, (x[t], before), z)
+        log_p = HMM.log_initial(params.model, z) if t == 0 else HMM.log_transition(params.model, before, z)
+        return log_q, log_p + HMM.log_emission(params.model, x[t], z) - log_q
+
+    def after(params, log_w, before):
+        """The mean over second draws of what they add to the bound."""
+        log_q, log_alpha = jax.vmap(jax.vmap(lambda z, b: weigh(params, 1, z, b)), (0, None))(pairs, before)
+        return jnp.sum(jnp.exp(log_q.sum(1)) * jax.nn.logsumexp(log_w[None] + log_alpha, axis=1))
+
+    def exact(params):
+        total = jnp.zeros(())
+        for z in pairs:
+            log_q, log_w = jax.vmap(lambda z: weigh(params, 0, z, None))(z)
+            w = jax.nn.softmax(log_w)
+            resampled = [jnp.prod(w[a]) * after(params, jnp.full(2, -math.log(2.0)), z[a]) for a in pairs]
+            kept = after(params, jnp.log(w), z)
+            gain = jnp.where(1.0 / jnp.sum(w**2) < 2 * share, sum(resampled), kept)
+            total = total + jnp.exp(log_q.sum()) * (bounds.iwae(log_w) + gain)
+        return total
+
+    options = {"num_particles": 2, "ess_threshold": share, "resampling": resampling.multinomial, "resampling_gradient": True}
+    objective = objectives.fivo(HMM, SWITCH, gradient=jvi.gradients.score, **options)
+    params = objective.init(jax.random.key(0), x)
+
+    def one(key):
+        (value, _), grads = jax.value_and_grad(objective, has_aux=True)(params, key, x)
+        return jnp.concatenate([value[None], flat(grads), jnp.exp(value)[None]])
+
+    samples = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), 40_000))
+    value, grads = jax.jit(jax.value_and_grad(exact))(params)
+    evidence = sum(jnp.exp(HMM.log_joint(params.model, x, z)) for z in pairs)
+    assert_z_test(samples, jnp.concatenate([value[None], flat(grads), evidence[None]]))
+
+
+def test_scores_of_a_switching_model_with_a_continuous_state_fit_both():
+    """The switch is scored, what it drives is reparameterized; steps beyond a sequence's end count for nothing."""
+    model = jvi.models.state_space(
+        lambda z: HMM.log_initial(0.8, z["s"]) + norm.logpdf(z["c"]),
+        lambda z_prev, z: HMM.log_transition(0.8, z_prev["s"], z["s"]) + norm.logpdf(z["c"], z_prev["c"] * z["s"]),
+        lambda x, z: norm.logpdf(x["y"], z["c"] + z["s"]),
+    )
+    guide = jvi.guides.product(
+        s=jvi.guides.from_distribution(lambda rng, x: jnp.asarray(0.3), lambda p, x: distrax.Bernoulli(p)),
+        c=jvi.guides.from_distribution(lambda rng, x: jnp.asarray(0.2), lambda p, x: distrax.Normal(p, 1.0)),
+    )
+    mixed = jvi.gradients.by_group(s=jvi.gradients.score, c=jvi.gradients.pathwise)
+    objective = objectives.fivo(model, guide, num_particles=3, ess_threshold=0.0, mask=lambda x: x["real"], gradient=mixed)
+    short = {"y": jnp.array([0.3, -0.2]), "real": jnp.ones(2, bool)}
+    padded = {"y": jnp.array([0.3, -0.2, 9.0, 9.0]), "real": jnp.arange(4) < 2}
+    params = objective.init(jax.random.key(0), short)
+
+    def one(x, key):
+        (value, _), grads = jax.value_and_grad(objective, has_aux=True)(params, key, x)
+        return jnp.append(flat(grads), value)
+
+    keys = jax.random.split(jax.random.key(1), (2, 20_000))
+    samples = [jax.jit(jax.vmap(lambda key, x=x: one(x, key)))(own) for x, own in zip((short, padded), keys, strict=True)]
+    assert_z_test(samples[0] - samples[1], np.zeros(samples[0].shape[1]))
+
+
 def test_a_fit_raises_the_bound_and_recovers_the_transition():
     truth = 0.7
     x = jax.vmap(lambda key: simulated(key, 25, truth))(jax.random.split(jax.random.key(3), 30))
@@ -286,6 +374,16 @@ REFUSED = {
         lambda: objectives.fivo(MODEL, PRIOR, num_particles=2, resampling_gradient=True),
         ValueError,
         "multinomial",
+    ),
+    "sticking the landing": (
+        lambda: objectives.fivo(MODEL, LINEAR, num_particles=2, gradient=jvi.gradients.stl),
+        ValueError,
+        "zero for the ELBO only",
+    ),
+    "joint scores": (
+        lambda: objectives.fivo(HMM, SWITCH, num_particles=2, gradient=jvi.gradients.score, noise=jvi.noise.sobol),
+        ValueError,
+        r"noise\.independent",
     ),
     "no path": (
         lambda: objectives.fivo(MODEL, COIN, num_particles=2)(objectives.Params(0.5, 0.0), jax.random.key(0), jnp.zeros(2)),

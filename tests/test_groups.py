@@ -75,6 +75,7 @@ ESTIMATORS = {
     "all scored": jvi.objectives.score(MODEL, GUIDE, num_samples=2),
     "enumerate_elbo": jvi.objectives.enumerate_elbo(MODEL, GUIDE, num_samples=2),
     "rao_blackwell": jvi.objectives.rao_blackwell(MODEL, GUIDE, num_samples=2),
+    "rao_blackwell, in chunks": jvi.objectives.rao_blackwell(MODEL, GUIDE, num_samples=3, chunk_size=2),
 }
 
 

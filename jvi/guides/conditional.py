@@ -59,6 +59,10 @@ class Amortized:
         """One draw and its log-density, outside of training."""
         return self.guide.sample_and_log_prob(params, rng, x)
 
+    def support(self, params: Params, x: Data) -> Latent:
+        """All values of a finite latent."""
+        return self.guide.support(params, x)
+
     def log_prob(self, params: Params, x: Data, z: Latent) -> Scalar:
         """The log-density of `z` outside of training, nats."""
         return self.guide.log_prob(params, x, z)

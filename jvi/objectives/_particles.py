@@ -9,10 +9,20 @@ import jax
 import jax.numpy as jnp
 
 from jvi import sharding
+from jvi._checks import check_count
 from jvi._chunked import chunked
 from jvi._typing import PRNGKey, Scalar
 
 Noise = Callable[[PRNGKey, int], PRNGKey]
+
+
+def check_particles(num_samples: Any, noise: Any, chunk_size: Any, least: int = 1) -> None:
+    """Refuse what is no number of particles, no noise, or no number of particles at a time."""
+    check_count(num_samples, "num_samples", least)
+    if not callable(noise):
+        raise TypeError(f"noise must be one of jvi.noise, such as jvi.noise.sobol, or a (rng, K) -> keys [K]; got {noise!r}.")
+    if chunk_size is not None:
+        check_count(chunk_size, "chunk_size")
 
 
 def each_particle(one: Callable[[PRNGKey], Any], rng: PRNGKey, num_samples: int, noise: Noise, chunk_size: int | None) -> Any:

@@ -9,16 +9,15 @@ import jax.numpy as jnp
 
 from jvi import bounds, gradients
 from jvi import noise as noises
-from jvi._checks import check_count
 from jvi._spec import spec
 from jvi._typing import Array, Data, PRNGKey, Scalar
 from jvi.gradients._paths import check_path
 from jvi.guides.functions import Guide
 from jvi.models import Model
 from jvi.objectives._base import Params, check_parts
-from jvi.objectives._particles import Noise, each_particle, gradient_only
+from jvi.objectives._particles import Noise, check_particles, each_particle, gradient_only
 from jvi.objectives._steered import check_independent, steerable
-from jvi.objectives._terms import log_weight, terms_of
+from jvi.objectives._terms import log_weight, masked, terms_of
 
 _HALVINGS = 24
 
@@ -60,9 +59,7 @@ class Weighted:
     def check(self, name: str) -> None:
         """Refuse what does not fit together; `name` is the objective's."""
         check_parts(self.model, self.guide)
-        check_count(self.num_samples, "num_samples", least=2)
-        if self.chunk_size is not None:
-            check_count(self.chunk_size, "chunk_size")
+        check_particles(self.num_samples, self.noise, self.chunk_size, least=2)
         if not hasattr(self.guide, "log_prob"):
             raise ValueError(f"{name} needs a guide with a log_prob, and {self.guide!r} has none; use jvi.elbo.")
         if self.gradient not in (gradients.score, gradients.stl):
@@ -107,15 +104,16 @@ class Weighted:
 
     def _terms(self, params: Params, rng: PRNGKey, x: Data) -> tuple[dict[str, Array], Array, Array]:
         guide: Any = self.guide
-        fixed, seen = jax.lax.stop_gradient((params.guide, x))
+        of_guide = masked(guide, params.guide, rng)
+        fixed, seen = jax.lax.stop_gradient((of_guide, x))
         if self.gradient is gradients.stl:
-            z, _ = guide.sample_and_log_prob(params.guide, rng, seen)
-            check_path(guide, params.guide, rng, x, z)
+            z, _ = guide.sample_and_log_prob(of_guide, rng, seen)
+            check_path(guide, of_guide, rng, x, z)
             z, handle = steerable(z)
             log_q, scored = guide.log_prob(fixed, seen, z), jnp.zeros(())
         else:
             z = jax.lax.stop_gradient(guide.sample_and_log_prob(fixed, rng, seen)[0])
-            scored, handle = guide.log_prob(params.guide, seen, z), jnp.zeros(())
+            scored, handle = guide.log_prob(of_guide, seen, z), jnp.zeros(())
             log_q = jax.lax.stop_gradient(scored)
         terms = terms_of(self.model, params.model, rng, x, z, batched=True)
         return {**terms, "log q": log_q}, scored, handle

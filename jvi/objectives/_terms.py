@@ -10,7 +10,7 @@ from jvi._typing import Array, Data, Latent, Params, PRNGKey, Scalar
 from jvi._vectors import vector_first
 from jvi.models.densities import check_log_density
 
-MODEL = 0xFFFFFFFF  # folded into a particle's key for a model that draws
+MASKS, MODEL = 0xFFFFFFFD, 0xFFFFFFFF  # folded into a particle's key for a guide in training, and for a model that draws
 
 
 def terms_of(model: Any, params: Params, rng: PRNGKey, x: Data, z: Latent, *, batched: bool = True) -> dict[str, Array]:
@@ -22,6 +22,17 @@ def terms_of(model: Any, params: Params, rng: PRNGKey, x: Data, z: Latent, *, ba
     else:
         value = (vector_first(density) if batched else density)(params, x, z)
     return {"log prior": model.log_prior(params, z), "log likelihood": value} if split else {"log joint": value}
+
+
+def masked(guide: Any, params: Params, rng: PRNGKey) -> Params:
+    """The guide's parameters as the particle of this key has them: of a guide in training, with the key of its masks."""
+    if hasattr(guide, "masked"):
+        return guide.masked(params, jax.random.fold_in(rng, MASKS))
+    if not (isinstance(params, dict) and hasattr(guide, "parts")):
+        return params
+    parts = dict(guide.parts)
+    keys = {name: jax.random.fold_in(rng, i) for i, name in enumerate(parts)}
+    return {name: masked(parts[name], own, keys[name]) if name in parts else own for name, own in params.items()}
 
 
 def log_weight(terms: dict[str, Array], log_q: Scalar, beta: Any) -> Scalar:

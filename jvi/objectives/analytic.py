@@ -17,6 +17,7 @@ from jvi.gradients.reparameterized import default
 from jvi.guides.functions import Guide
 from jvi.models import Model
 from jvi.objectives._base import Aux, Params
+from jvi.objectives._terms import masked
 from jvi.objectives._told import Whole, by_latent, chained, told
 from jvi.objectives.floors import FreeBits
 from jvi.objectives.monte_carlo import MonteCarlo, default_control
@@ -127,6 +128,7 @@ class Decomposed:
         densities, found = self.sampled.drawn(params, rng, x)
         log_q = densities.pop("log q")
         log_w: Any = sum(densities.values()) - log_q
+        params = params._replace(guide=masked(self.guide, params.guide, rng))
         if self.by_kl:
             densities.pop("log prior")
         exact: list[bool] = [not chained(self.guide)]

@@ -72,6 +72,18 @@ class Minibatch:
         """p(z) by latent; absent where the model's prior is no distribution."""
         return self.model.prior_distribution
 
+    @property
+    def train(self) -> Callable[[Params, PRNGKey, Data, Latent], tuple[Scalar, Params]]:
+        """The log-likelihood in training, nats, and the parameters with their new state; absent where the model has no such mode."""
+        one: Any = self.model.train
+
+        def of_all(params: Params, rng: PRNGKey, x: Data, z: Latent) -> tuple[Scalar, Params]:
+            keys = jax.random.split(rng, check_batch(x, self.num_data))
+            each, new = jax.vmap(lambda key, x: one(params, key, x, z), axis_name="examples")(keys, x)
+            return whole(jnp.mean(each), self.num_data), _mean(new)
+
+        return of_all
+
     def log_joint(self, params: Params, x: Data, z: Latent) -> Scalar:
         """log p(x, z) of all data, nats."""
         return self.log_prior(params, z) + self.log_likelihood(params, x, z)
@@ -166,6 +178,7 @@ def with_model(objective: Any, model: Any) -> Any:
 def check_linear(name: str, objective: Any) -> None:
     """Refuse what minibatches of a global latent would bias."""
     check_objective(objective)
+    refuse_training(objective)
     if not hasattr(objective, "bound") or not hasattr(objective, "model"):
         raise TypeError(f"{name} takes an objective of one model, such as jvi.elbo(model, guide); got {objective!r}.")
     if objective.bound is not bounds.elbo:
@@ -174,6 +187,12 @@ def check_linear(name: str, objective: Any) -> None:
             "minibatches is not its value for all data, and need not bound it. Use jvi.elbo; for local latents, per_example and "
             "global_local keep any bound of each datum exact."
         )
+
+
+def refuse_training(objective: Any) -> None:
+    """Refuse an objective in training inside of another, which would lose its networks' new state."""
+    if getattr(objective, "outermost", False):
+        raise TypeError("jvi.objectives.training goes outermost: take it of what is made of the objective outside of training.")
 
 
 def check_batch(x: Data, num_data: int) -> int:

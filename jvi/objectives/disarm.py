@@ -10,14 +10,15 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from jvi import _concrete, bounds
-from jvi._checks import check_count
+from jvi import noise as noises
 from jvi._distributions import Logits
 from jvi._spec import spec
 from jvi._typing import Array, Data, PRNGKey, Scalar
 from jvi.guides.functions import Guide
 from jvi.models import Model
 from jvi.objectives._base import Aux, Params, check_parts
-from jvi.objectives._terms import log_weight, terms_of
+from jvi.objectives._particles import Noise, check_particles, each_particle
+from jvi.objectives._terms import log_weight, masked, terms_of
 
 
 @spec
@@ -27,11 +28,20 @@ class Disarm:
     model: Model
     guide: Guide
     num_samples: int
+    noise: Noise = noises.independent
+    chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         check_parts(self.model, self.guide)
-        if check_count(self.num_samples, "num_samples") % 2:
-            raise ValueError(f"disarm draws in pairs: num_samples must be even, got {self.num_samples}.")
+        check_particles(self.num_samples, self.noise, self.chunk_size)
+        for name, count in (("num_samples", self.num_samples), ("chunk_size", self.chunk_size or 0)):
+            if count % 2:
+                raise ValueError(f"disarm draws in pairs: {name} must be even, got {count}.")
+        if self.noise is noises.antithetic:
+            raise ValueError(
+                "a pair of disarm is antithetic already, and noise.antithetic would draw every second pair like the one before it: "
+                "use noise.independent or noise.sobol."
+            )
         _concrete.check("jvi.objectives.disarm", self.guide)
 
     @property
@@ -45,48 +55,55 @@ class Disarm:
         return Params(self.model.init(model, x), self.guide.init(guide, x))
 
     def __call__(self, params: Params, rng: PRNGKey, x: Data, *, beta: Any = 1.0) -> tuple[Scalar, Aux]:
-        """The ELBO, nats, and its log-weights [K]."""
-        found, bits, keys = self._draws(params, rng, x)
+        """The ELBO, nats, and its log-weights [K], the second half those of the first half's opposite numbers."""
+        found = self._logits(params, rng, x)
 
-        def weigh(key: PRNGKey, bits: list[Array]) -> Scalar:
-            terms = terms_of(self.model, params.model, key, x, found.latent(bits, as_drawn=True))
-            return log_weight(terms, _log_q(bits, found), beta)
+        def one(key: PRNGKey) -> tuple[Array, list[Array]]:
+            bits = _pair(found, key)
+            terms = self._terms(params, key, x, found, bits)
+            log_q = terms.pop("log q")
+            log_w = jax.vmap(lambda terms, log_q: log_weight(terms, log_q, beta))(terms, log_q)
+            half_gap = 0.5 * stop_gradient(log_w[0] - log_w[1])
+            return log_w, [half_gap * (pair[0] - pair[1]) for pair in bits]
 
-        log_w = jax.vmap(weigh)(keys, bits)
-        value = jnp.mean(log_w)
-        one, other = jnp.split(stop_gradient(log_w), 2)
-        score = jnp.zeros(())
-        for logits, draws in zip(found.values, bits, strict=True):
-            first, second = jnp.split(draws, 2)
-            gap = (0.5 * (one - other)).reshape(-1, *[1] * logits.ndim)
-            signal = jnp.mean(gap * (first - second), 0) * jax.nn.sigmoid(jnp.abs(logits))
+        log_w, gaps = self._each(one, rng)
+        log_w, score = _halves(log_w), jnp.zeros(())
+        for logits, gap in zip(found.values, gaps, strict=True):
+            signal = jnp.mean(gap, 0) * jax.nn.sigmoid(jnp.abs(logits))
             score = score + jnp.sum(stop_gradient(signal) * logits)
-        return value + (score - stop_gradient(score)), Aux(stop_gradient(log_w))
+        return jnp.mean(log_w) + (score - stop_gradient(score)), Aux(stop_gradient(log_w))
 
     def terms(self, params: Params, rng: PRNGKey, x: Data) -> dict[str, Array]:
         """The terms of the log-weights [K], of the very draws that `__call__` takes with this key: for error reports."""
-        found, bits, keys = self._draws(params, rng, x)
+        found = self._logits(params, rng, x)
+        pairs = self._each(lambda key: self._terms(params, key, x, found, _pair(found, key)), rng)
+        return jax.tree.map(_halves, pairs)
 
-        def one(key: PRNGKey, bits: list[Array]) -> dict[str, Array]:
-            terms = terms_of(self.model, params.model, key, x, found.latent(bits, as_drawn=True))
+    def _terms(self, params: Params, rng: PRNGKey, x: Data, found: Logits, bits: list[Array]) -> dict[str, Array]:
+        """The terms of a pair's log-weights [2]."""
+
+        def one(bits: list[Array]) -> dict[str, Array]:
+            # What the model draws is the same for both, so that they differ in their bits alone.
+            terms = terms_of(self.model, params.model, rng, x, found.latent(bits, as_drawn=True))
             return {**terms, "log q": _log_q(bits, found)}
 
-        return jax.vmap(one)(keys, bits)
+        return jax.vmap(one)(bits)
 
-    def _draws(self, params: Params, rng: PRNGKey, x: Data) -> tuple[Logits, list[Array], PRNGKey]:
-        """Bits [K, ...] for each latent, the second half the opposite numbers of the first, and keys [K]."""
-        found = _concrete.logits_of(self.guide, params.guide, x)
+    def _each(self, one: Callable[[PRNGKey], Any], rng: PRNGKey) -> Any:
+        """`one(key)` of every pair, each leaf [K / 2, ...]."""
+        chunk_size = None if self.chunk_size is None else self.chunk_size // 2
+        return each_particle(one, rng, self.num_samples // 2, self.noise, chunk_size)
+
+    def _logits(self, params: Params, rng: PRNGKey, x: Data) -> Logits:
+        found = _concrete.logits_of(self.guide, masked(self.guide, params.guide, rng), x)
         if any(found.one_hot):
             raise TypeError("disarm is for Bernoulli latents, and the guide has a OneHotCategorical: use jvi.objectives.relax.")
-        bits = []
-        for logits, key in zip(found.values, _concrete.split(rng, found), strict=True):
-            noise = jax.random.logistic(key, (self.num_samples // 2, *logits.shape), logits.dtype)
-            held = stop_gradient(logits)[None]
-            bits.append(jnp.concatenate([held + noise > 0.0, held - noise > 0.0]).astype(logits.dtype))
-        return found, bits, jax.random.split(rng, self.num_samples)
+        return found
 
 
-def disarm(model: Model, guide: Guide, *, num_samples: int = 2) -> Disarm:
+def disarm(
+    model: Model, guide: Guide, *, num_samples: int = 2, noise: Noise = noises.independent, chunk_size: int | None = None
+) -> Disarm:
     """The ELBO of Bernoulli latents with the gradient of antithetic pairs: what two opposite draws differ in, bit by bit.
 
     Each pair (b, b') takes one uniform number for each bit and its complement. The gradient by the logits is
@@ -98,9 +115,11 @@ def disarm(model: Model, guide: Guide, *, num_samples: int = 2) -> Disarm:
       guide: q(z | x), made by `jvi.guides.from_distribution` or `conditional` of Bernoulli distributions, alone, in an `Independent`
         or in a `distrax.Joint`.
       num_samples: draws per evaluation, K, in K / 2 pairs.
+      noise: of the pairs, `jvi.noise.independent` or `sobol`.
+      chunk_size: draws at a time, an even number; as in `jvi.elbo`.
 
     Raises:
-      ValueError: if `num_samples` is odd, or the guide was not made of a distribution.
+      ValueError: if a count is odd, the noise is `antithetic`, as pairs are by themselves, or the guide was not made of a distribution.
       TypeError: once traced, if that is not Bernoulli.
 
     Example:
@@ -117,7 +136,21 @@ def disarm(model: Model, guide: Guide, *, num_samples: int = 2) -> Disarm:
       Dong, Mnih and Tucker (2020), DisARM; Yin, Ho, Yan, Qian and Zhou (2020), Probabilistic Best Subset Selection via Gradient-Based
       Optimization (the same estimator, as U2G).
     """
-    return Disarm(model, guide, num_samples)
+    return Disarm(model, guide, num_samples, noise, chunk_size)
+
+
+def _pair(found: Logits, rng: PRNGKey) -> list[Array]:
+    """Bits [2, ...] for each latent, of a noise and of its mirror image."""
+    bits = []
+    for logits, key in zip(found.values, _concrete.split(rng, found), strict=True):
+        noise, held = jax.random.logistic(key, logits.shape, logits.dtype), stop_gradient(logits)
+        bits.append(jnp.stack([held + noise > 0.0, held - noise > 0.0]).astype(logits.dtype))
+    return bits
+
+
+def _halves(pairs: Array) -> Array:
+    """[P, 2] -> [2 P], all first ones first."""
+    return pairs.T.reshape(-1)
 
 
 def _log_q(bits: list[Array], found: Logits) -> Scalar:

@@ -9,16 +9,15 @@ import numpy as np
 
 from jvi import bounds
 from jvi import noise as noises
-from jvi._checks import check_count
 from jvi._spec import spec
 from jvi._typing import Array, Data, PRNGKey, Scalar
 from jvi.gradients._paths import check_path
 from jvi.guides.functions import Guide
 from jvi.models import Model
 from jvi.objectives._base import Aux, Params, check_parts
-from jvi.objectives._particles import Noise, each_particle
+from jvi.objectives._particles import Noise, check_particles, each_particle
 from jvi.objectives._steered import check_independent, steerable, steered
-from jvi.objectives._terms import log_weight, terms_of
+from jvi.objectives._terms import log_weight, masked, terms_of
 from jvi.objectives.weighted import RenyiBound
 
 
@@ -42,9 +41,7 @@ class DReG:
 
     def __post_init__(self) -> None:
         check_parts(self.model, self.guide)
-        check_count(self.num_samples, "num_samples")
-        if self.chunk_size is not None:
-            check_count(self.chunk_size, "chunk_size")
+        check_particles(self.num_samples, self.noise, self.chunk_size)
         if np.isinf(self.alpha):
             raise ValueError(f"dreg needs a finite alpha, got {self.alpha}: the extreme log-weight is for jvi.renyi.")
         if not hasattr(self.guide, "log_prob"):
@@ -92,11 +89,12 @@ class DReG:
         return each_particle(one, rng, self.num_samples, self.noise, self.chunk_size)
 
     def _terms(self, params: Params, rng: PRNGKey, x: Data) -> tuple[dict[str, Array], Array]:
-        z, _ = self.guide.sample_and_log_prob(params.guide, rng, x)
-        check_path(self.guide, params.guide, rng, x, z)
+        of_guide = masked(self.guide, params.guide, rng)
+        z, _ = self.guide.sample_and_log_prob(of_guide, rng, x)
+        check_path(self.guide, of_guide, rng, x, z)
         z, handle = steerable(z)
         # x too is held fixed in log q: whoever differentiates by it moves the draws, as the guide's parameters do.
-        fixed, seen = jax.lax.stop_gradient((params.guide, x))
+        fixed, seen = jax.lax.stop_gradient((of_guide, x))
         guide: Any = self.guide
         terms = terms_of(self.model, params.model, rng, x, z, batched=self.num_samples > 1)
         return {**terms, "log q": guide.log_prob(fixed, seen, z)}, handle

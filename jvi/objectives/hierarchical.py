@@ -13,7 +13,7 @@ from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, Params, PRNGKey, PyTree, Scalar
 from jvi.controls import MovingAverage
 from jvi.objectives._base import Aux, check_objective
-from jvi.objectives.data import averaged, check_batch, check_linear, first, whole, with_model
+from jvi.objectives.data import averaged, check_batch, check_linear, first, refuse_training, whole, with_model
 from jvi.objectives.monte_carlo import MonteCarlo
 
 
@@ -132,6 +132,7 @@ def global_local(outer: MonteCarlo, inner: Any, *, num_data: int) -> GlobalLocal
     """
     num_data = check_count(num_data, "num_data")
     check_objective(inner)
+    refuse_training(inner)
     check_linear("global_local", outer)
     if getattr(inner, "upper", False):
         raise ValueError("global_local adds up lower bounds, and its inner objective is an upper one; take an ELBO or iwae.")

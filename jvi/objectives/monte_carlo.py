@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
 from jvi import bounds, controls, gradients, noise
-from jvi._checks import check_count
 from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, PRNGKey, Scalar
 from jvi.controls import Control
@@ -19,8 +18,8 @@ from jvi.gradients.strata import Stratified
 from jvi.guides.functions import Guide, is_point
 from jvi.models import Model
 from jvi.objectives._base import Aux, Params, check_parts
-from jvi.objectives._particles import each_particle
-from jvi.objectives._terms import log_weight, terms_of
+from jvi.objectives._particles import check_particles, each_particle
+from jvi.objectives._terms import log_weight, masked, terms_of
 
 _ENUMERATED = "gradients.enumerated is for the ELBO: for other bounds sum the latent out inside the log-joint."
 
@@ -68,9 +67,9 @@ class MonteCarlo:
 
     def __post_init__(self) -> None:
         check_parts(self.model, self.guide)
-        check_count(self.num_samples, "num_samples")
-        if self.chunk_size is not None:
-            check_count(self.chunk_size, "chunk_size")
+        check_particles(self.num_samples, self.noise, self.chunk_size)
+        if not callable(self.gradient):
+            raise TypeError(f"gradient must be one of jvi.gradients, such as jvi.gradients.stl; got {self.gradient!r}.")
         if self.gradient is gradients.stl and not hasattr(self.guide, "log_prob"):
             raise ValueError(
                 "gradients.stl needs a guide with a log_prob, and this guide's density is intractable; use gradients.pathwise."
@@ -126,7 +125,7 @@ class MonteCarlo:
 
     def drawn(self, params: Params, rng: PRNGKey, x: Data) -> tuple[dict[str, Array], Draw]:
         """One particle's log-densities by name, and its draw."""
-        found = draw(self.gradient, self.guide, params.guide, rng, x)
+        found = draw(self.gradient, self.guide, masked(self.guide, params.guide, rng), rng, x)
         if found.log_mass is None:
             terms = terms_of(self.model, params.model, rng, x, found.z, batched=self.num_samples > 1)
             return {**terms, "log q": found.log_q}, found

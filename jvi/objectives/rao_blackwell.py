@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jvi import bounds, gradients
 from jvi import noise as noises
 from jvi._additive import additive_terms
-from jvi._checks import check_count
 from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, PRNGKey, Scalar
 from jvi.controls import Control
@@ -18,8 +17,8 @@ from jvi.guides._places import opened
 from jvi.guides.functions import Guide
 from jvi.models import Model
 from jvi.objectives._base import Aux, Params, check_parts
+from jvi.objectives._particles import Noise, check_particles, each_particle
 from jvi.objectives.monte_carlo import check_scored, default_control
-from jvi.objectives.weighted import Noise
 
 Terms = list[tuple[frozenset[str], Scalar]]
 
@@ -33,10 +32,11 @@ class RaoBlackwell:
     num_samples: int
     control: Control
     noise: Noise
+    chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         check_parts(self.model, self.guide)
-        check_count(self.num_samples, "num_samples")
+        check_particles(self.num_samples, self.noise, self.chunk_size)
         if not hasattr(self.guide, "parts") or not hasattr(self.guide, "log_prob"):
             raise ValueError(
                 "rao_blackwell needs a guide of named parts with a log_prob, made by jvi.guides.product or sequence; "
@@ -53,7 +53,11 @@ class RaoBlackwell:
 
     def __call__(self, params: Params, rng: PRNGKey, x: Data, *, beta: Any = 1.0) -> tuple[Scalar, Aux]:
         """The ELBO, nats, and the log-weights [K]."""
-        log_w, signals, scores = jax.vmap(lambda key: self._particle(params, key, x, beta))(self.noise(rng, self.num_samples))
+
+        def one(key: PRNGKey) -> tuple[Scalar, dict[str, Array], dict[str, Array]]:
+            return self._particle(params, key, x, beta)
+
+        log_w, signals, scores = each_particle(one, rng, self.num_samples, self.noise, self.chunk_size)
         value, surrogate, updates = jnp.mean(log_w), jnp.zeros(()), {}
         for name in self.guide.names:
             signal = jax.lax.stop_gradient(signals[name])
@@ -99,7 +103,13 @@ class RaoBlackwell:
 
 
 def rao_blackwell(
-    model: Model, guide: Guide, *, num_samples: int = 2, control: Control | None = None, noise: Noise = noises.independent
+    model: Model,
+    guide: Guide,
+    *,
+    num_samples: int = 2,
+    control: Control | None = None,
+    noise: Noise = noises.independent,
+    chunk_size: int | None = None,
 ) -> RaoBlackwell:
     """The ELBO with a score-function gradient in which every part of the guide is judged by what depends on it alone.
 
@@ -111,7 +121,7 @@ def rao_blackwell(
       guide: of named parts, by `jvi.guides.product` or `sequence`; in a sequence, later parts depend on all earlier ones.
       num_samples: draws per evaluation, K.
       control: of `jvi.controls`, one for every part; by default `leave_one_out`, and `none` for a single draw.
-      noise: of `jvi.noise`.
+      noise, chunk_size: as in `jvi.elbo`.
 
     Raises:
       ValueError: if the guide has no parts.
@@ -129,4 +139,4 @@ def rao_blackwell(
       Ranganath, Gerrish and Blei (2014), Black Box Variational Inference.
     """
     control = default_control(gradients.score, num_samples, control)
-    return RaoBlackwell(model, guide, num_samples, control, noise)
+    return RaoBlackwell(model, guide, num_samples, control, noise, chunk_size)

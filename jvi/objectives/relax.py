@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from jvi import _concrete, bounds
-from jvi._checks import check_count
+from jvi import noise as noises
 from jvi._distributions import Logits
 from jvi._spec import spec
 from jvi._typing import Array, Data, PRNGKey, Scalar
@@ -21,7 +21,8 @@ from jvi.guides.functions import Guide
 from jvi.models import Model
 from jvi.networks import Network, network
 from jvi.objectives._base import Aux, Params, check_parts
-from jvi.objectives._terms import log_weight, terms_of
+from jvi.objectives._particles import Noise, check_particles, each_particle
+from jvi.objectives._terms import log_weight, masked, terms_of
 
 
 class Surrogate(NamedTuple):
@@ -48,10 +49,12 @@ class Relax:
     temperature: float | None  # at the start; None where the model is not relaxed
     network: Network | None
     inputs: Callable[[Data, Any], Any] | None
+    noise: Noise = noises.independent
+    chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         check_parts(self.model, self.guide)
-        check_count(self.num_samples, "num_samples")
+        check_particles(self.num_samples, self.noise, self.chunk_size)
         _concrete.check("jvi.objectives.relax", self.guide)
 
     @property
@@ -75,7 +78,7 @@ class Relax:
 
     def __call__(self, params: Params, rng: PRNGKey, x: Data, *, beta: Any = 1.0) -> tuple[Scalar, Aux]:
         """The ELBO, nats, and its log-weights [K]."""
-        found = _concrete.logits_of(self.guide, params.guide, x)
+        found = _concrete.logits_of(self.guide, masked(self.guide, params.guide, rng), x)
 
         def one(key: PRNGKey) -> tuple[Scalar, list[Array], Scalar]:
             scores, bits = _draw(found, key)
@@ -96,7 +99,7 @@ class Relax:
             signals = signal(params.control)
             return log_w, stop_gradient(signals), sum((jnp.sum(leaf**2) for leaf in signals), jnp.zeros(()))
 
-        log_w, signals, squares = jax.vmap(one)(jax.random.split(rng, self.num_samples))
+        log_w, signals, squares = each_particle(one, rng, self.num_samples, self.noise, self.chunk_size)
         value = jnp.mean(log_w)
         pairs = zip(signals, found.values, strict=True)
         score = sum((jnp.sum(jnp.mean(signal, 0) * logits) for signal, logits in pairs), -jnp.mean(squares))
@@ -105,14 +108,14 @@ class Relax:
 
     def terms(self, params: Params, rng: PRNGKey, x: Data) -> dict[str, Array]:
         """The terms of the log-weights [K], of the very draws that `__call__` takes with this key: for error reports."""
-        found = _concrete.logits_of(self.guide, params.guide, x)
+        found = _concrete.logits_of(self.guide, masked(self.guide, params.guide, rng), x)
 
         def one(key: PRNGKey) -> dict[str, Array]:
             _, bits = _draw(found, key)
             terms = terms_of(self.model, params.model, key, x, found.latent(bits, as_drawn=True))
             return {**terms, "log q": _log_q(bits, found)}
 
-        return jax.vmap(one)(jax.random.split(rng, self.num_samples))
+        return each_particle(one, rng, self.num_samples, self.noise, self.chunk_size)
 
     def _surrogate(
         self, control: Surrogate, found: Logits, model: ParamsTree, rng: PRNGKey, x: Data, scores: list[Array], beta: Any
@@ -144,6 +147,8 @@ def relax(
     num_samples: int = 1,
     temperature: float | None = 0.5,
     inputs: Callable[[Data, Any], Any] | None = None,
+    noise: Noise = noises.independent,
+    chunk_size: int | None = None,
 ) -> Relax:
     """The ELBO of Bernoulli or one-hot latents by the score-function gradient, with a network of relaxed draws as control variate.
 
@@ -167,6 +172,7 @@ def relax(
         latent's own values only.
       inputs: `(x, relaxed z) -> what the network sees`; by default one vector, all of `x` and then of `z`. Where the guide is of
         global latents, `lambda x, z: z` is better.
+      noise, chunk_size: as in `jvi.elbo`. Particles do not judge one another, so that all noise is right.
 
     Raises:
       ValueError: if a count is less than 1, `temperature` is not positive, or the guide was not made of a distribution.
@@ -186,10 +192,18 @@ def relax(
     References:
       Grathwohl et al. (2018), Backpropagation through the Void.
     """
-    return Relax(model, guide, num_samples, _start(temperature), _network(network), inputs)
+    return Relax(model, guide, num_samples, _start(temperature), _network(network), inputs, noise, chunk_size)
 
 
-def rebar(model: Model, guide: Guide, *, num_samples: int = 1, temperature: float = 0.5) -> Relax:
+def rebar(
+    model: Model,
+    guide: Guide,
+    *,
+    num_samples: int = 1,
+    temperature: float = 0.5,
+    noise: Noise = noises.independent,
+    chunk_size: int | None = None,
+) -> Relax:
     """The ELBO of Bernoulli or one-hot latents by the score-function gradient, with the relaxed model as control variate.
 
     `relax` without a network: the surrogate is the log-weight at relaxed draws, of a learned temperature and scale. For a model that
@@ -197,7 +211,7 @@ def rebar(model: Model, guide: Guide, *, num_samples: int = 1, temperature: floa
 
     Args:
       model: p(x, z).
-      guide: q(z | x), as in `relax`.
+      guide, noise, chunk_size: as in `relax`.
       num_samples: draws per evaluation, K.
       temperature: to start from, greater than 0.
 
@@ -216,7 +230,7 @@ def rebar(model: Model, guide: Guide, *, num_samples: int = 1, temperature: floa
     References:
       Tucker et al. (2017), REBAR: Low-Variance, Unbiased Gradient Estimates for Discrete Latent Variable Models.
     """
-    return Relax(model, guide, num_samples, concrete(temperature).temperature, None, None)
+    return Relax(model, guide, num_samples, concrete(temperature).temperature, None, None, noise, chunk_size)
 
 
 def _start(temperature: float | None) -> float | None:

@@ -18,6 +18,7 @@ from jvi.objectives._base import Aux, Params
 from jvi.objectives._particles import Noise, gradient_only
 from jvi.objectives._posterior_draws import Weighted
 from jvi.objectives._steered import steered
+from jvi.objectives._terms import masked
 
 _SIMULATED = 0xFFFFFFFD  # folded into the key for what the model simulates
 
@@ -102,7 +103,7 @@ class WakeSleep:
             x, z = jax.lax.stop_gradient(model.sample(params.model, key))
             if _layout(x) != _layout(like):
                 raise ValueError(f"the model's sample draws x as {_tree.shapes(x)}, and the data are {_tree.shapes(like)}.")
-            return guide.log_prob(params.guide, x, z)
+            return guide.log_prob(masked(guide, params.guide, key), x, z)
 
         return jnp.mean(jax.vmap(one)(jax.random.split(rng, self.num_simulated)))
 

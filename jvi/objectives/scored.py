@@ -86,7 +86,9 @@ def vimco(
     return iwae(model, guide, num_samples=num_samples, gradient=gradients.score, noise=noise, chunk_size=chunk_size)
 
 
-def enumerate_elbo(model: Model, guide: Any, *, num_samples: int = 1) -> MonteCarlo:
+def enumerate_elbo(
+    model: Model, guide: Any, *, num_samples: int = 1, noise: Noise = noises.independent, chunk_size: int | None = None
+) -> MonteCarlo:
     """The ELBO with its finite latents summed out exactly, alone or inside a larger guide, whose rest is reparameterized.
 
     Args:
@@ -94,6 +96,7 @@ def enumerate_elbo(model: Model, guide: Any, *, num_samples: int = 1) -> MonteCa
       guide: q(z | x): of a finite latent, or `jvi.guides.product` or `sequence` of parts, of which those that have a finite support
         are enumerated.
       num_samples: draws of what is not enumerated, K; where all is, one says it exactly.
+      noise, chunk_size: as in `elbo`.
 
     Raises:
       ValueError: if nothing of the guide can be enumerated.
@@ -119,4 +122,4 @@ def enumerate_elbo(model: Model, guide: Any, *, num_samples: int = 1) -> MonteCa
             f"nothing of {guide!r} can be enumerated: it takes guides of Bernoulli or categorical distributions, made by "
             "jvi.guides.from_distribution or conditional, alone or as parts of jvi.guides.product or sequence."
         )
-    return MonteCarlo(model, guide, bounds.elbo, num_samples, gradient)
+    return MonteCarlo(model, guide, bounds.elbo, num_samples, gradient, noise=noise, chunk_size=chunk_size)
