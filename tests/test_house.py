@@ -19,7 +19,7 @@ ROOT = Path(jvi.__file__).parent
 # A module imports only from rows above its own.
 LAYERS = [
     {"_precision", "_spec", "_typing", "report"},
-    {"_tree"},
+    {"_tree", "precision"},
     {"_ahead", "_bijectors", "_checks", "_one_draw", "_pace", "_parents", "_progress", "_shuffle", "_stationarity", "_vectors"},
     {"_additive", "_distributions", "encoders._layers", "kernels", "noise", "resampling", "schedules"},
     {"encoders.attention", "encoders.plain", "encoders.recurrent"},
