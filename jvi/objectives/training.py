@@ -187,8 +187,8 @@ def training(objective: Any) -> Training:
         raise TypeError(
             "training takes no objective with closed forms, which are of the guide outside of training; take jvi.elbo."
         )
-    if sampled.chunk_size is not None:
-        raise ValueError("a chunk_size goes with no statistics over all particles; leave it out in training.")
+    if sampled.chunk_size is not None or (batched and objective.chunk_size is not None):
+        raise ValueError("a chunk_size goes with no statistics over all particles and examples; leave it out in training.")
     guide, model, gradient = sampled.guide, sampled.model, sampled.gradient
     if not (hasattr(guide, "train") or hasattr(model, "train")):
         raise ValueError(
