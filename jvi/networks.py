@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import jax
 from jvi import _tree
 from jvi._spec import Recipe, spec
 from jvi._typing import Params, PRNGKey, PyTree
+from jvi.precision import Policy
 
 __all__ = ["Network", "Variables", "network"]
 
@@ -33,6 +35,7 @@ class Network:
 
     source: Any  # a Linen module, or the recipe of an NNX module
     training: Any = None  # the same Linen module as it is trained, with dropout, or with a batch's own statistics
+    precision: Policy | None = None  # what it computes in; the default type if None
 
     def init(self, rng: PRNGKey, *inputs: Any) -> Params:
         """Draw the initial parameters for inputs of these shapes; `Variables` if the network keeps state.
@@ -68,23 +71,32 @@ class Network:
                 "the network has no training mode: make it with network(Encoder(), training=Encoder(training=True))."
             )
         own, state = _parts(params)
+        own, inputs = self._lowered((own, inputs))
         output, new = self.training.apply({"params": own, **state}, *inputs, rngs={"dropout": rng}, mutable=list(state))
         new = jax.lax.stop_gradient(dict(new))
-        return output, params._replace(state=new) if isinstance(params, Variables) else params
+        return self._lifted(output), params._replace(state=new) if isinstance(params, Variables) else params
 
     def apply(self, params: Params, *inputs: Any) -> PyTree:
         """The network's output; of one with a training mode, that outside of training."""
         if isinstance(self.source, flax.linen.Module):
             own, state = _parts(params)
-            return self.source.apply({"params": own, **state}, *inputs)
+            own, inputs = self._lowered((own, inputs))
+            return self._lifted(self.source.apply({"params": own, **state}, *inputs))
         from flax import nnx
 
         graphdef, state = _nnx_structure(self.source)
+        params, inputs = self._lowered((params, inputs))
         nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graphdef, state)(*inputs)
+        return self._lifted(nnx.merge(graphdef, state)(*inputs))
+
+    def _lowered(self, tree: PyTree) -> PyTree:
+        return tree if self.precision is None else self.precision.lower(tree)
+
+    def _lifted(self, tree: PyTree) -> PyTree:
+        return tree if self.precision is None else self.precision.lift(tree)
 
 
-def network(source: Any, *args: Any, training: Any = None, **kwargs: Any) -> Network:
+def network(source: Any, *args: Any, training: Any = None, precision: Policy | None = None, **kwargs: Any) -> Network:
     """Make a network spec of a Flax module.
 
     Args:
@@ -92,9 +104,10 @@ def network(source: Any, *args: Any, training: Any = None, **kwargs: Any) -> Net
         class or a function that takes `rngs` as a keyword, with its other arguments in `args` and `kwargs`.
       training: for dropout and BatchNorm, the Linen module as it is to be trained; `source` is then the module as it is used
         afterwards, with no dropout and running averages. The two differ in a field. `jvi.objectives.training` makes the difference.
+      precision: what it computes in, such as `jvi.precision.bfloat16`; parameters, state and output keep the default type.
 
     Raises:
-      TypeError: for an NNX module that is built already, or what is no network.
+      TypeError: for an NNX module that is built already, what is no network, or a precision that is none.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, jvi
@@ -108,21 +121,28 @@ def network(source: Any, *args: Any, training: Any = None, **kwargs: Any) -> Net
       (2,)
     """
     if isinstance(source, Network):
-        return source
+        return source if precision is None else dataclasses.replace(source, precision=_check_precision(precision))
+    precision = _check_precision(precision)
     if training is not None:
         if not isinstance(source, flax.linen.Module) or type(training) is not type(source):
             raise TypeError(
                 f"training must be a Linen module of the kind of source, {type(source).__name__}; got {training!r}."
             )
-        return Network(source, training)
+        return Network(source, training, precision)
     if isinstance(source, flax.linen.Module):
-        return Network(source)
+        return Network(source, None, precision)
     if callable(source) and not _is_nnx_module(source):
-        return Network(Recipe(source, args, tuple(sorted(kwargs.items()))))
+        return Network(Recipe(source, args, tuple(sorted(kwargs.items()))), None, precision)
     raise TypeError(
         "a network must be a Linen module such as Encoder(64), or what builds an NNX module: network(Encoder, 64), where "
         f"Encoder takes `rngs`; got {type(source).__name__}. (A built NNX module holds arrays; a spec holds none.)"
     )
+
+
+def _check_precision(precision: Any) -> Policy | None:
+    if precision is not None and not isinstance(precision, Policy):
+        raise TypeError(f"precision must be one of jvi.precision, such as jvi.precision.bfloat16; got {precision!r}.")
+    return precision
 
 
 def _build(recipe: Recipe, rng: PRNGKey) -> Any:

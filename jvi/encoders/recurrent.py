@@ -48,7 +48,9 @@ class Recurrent(nn.Module):
     def __call__(self, inputs: Any) -> Array:
         """[T, num_outputs], of one sequence."""
         values, mask = elements(self, inputs)
-        start = jnp.zeros(self.hidden, jnp.promote_types(values.dtype, precision()))
+        start = jnp.zeros(
+            self.hidden, values.dtype if values.dtype.itemsize < 4 else jnp.promote_types(values.dtype, precision())
+        )
         seen = [_unit(self.hidden, reverse=False, name="forward")(start, (values, mask))[1]]
         if self.bidirectional:
             seen.append(_unit(self.hidden, reverse=True, name="backward")(start, (values, mask))[1])
@@ -64,7 +66,7 @@ class _Step(nn.Module):
     def __call__(self, state: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
         value, keep = inputs
         new, _ = nn.GRUCell(self.hidden, param_dtype=precision())(state, value)
-        state = jnp.where(keep, new, state)
+        state = jnp.where(keep, new.astype(state.dtype), state)
         return state, state
 
 

@@ -22,6 +22,7 @@ class PerExample:
     """The mean of an objective over the leading axis of `x`. Made by `per_example`."""
 
     objective: Any
+    chunk_size: int | None = None
 
     @property
     def upper(self) -> bool:
@@ -34,7 +35,8 @@ class PerExample:
 
     def __call__(self, params: Any, rng: PRNGKey, x: Data, *, beta: Any = 1.0) -> tuple[Scalar, Aux]:
         """The mean bound, nats per datum, and the log-weights [B, K]."""
-        return averaged(self.objective, params, jax.random.split(rng, leading_axis(x)), x, beta)
+        keys = jax.random.split(rng, leading_axis(x))
+        return averaged(self.objective, params, keys, x, beta, chunk_size=self.chunk_size)
 
     def absorb(self, params: Any, aux: Aux) -> Any:
         """The parameters after a step, with what the optimizer does not change."""
@@ -43,7 +45,8 @@ class PerExample:
     def terms(self, params: Any, rng: PRNGKey, x: Data) -> dict[str, Array]:
         """The terms of the log-weights [B, K]."""
         keys = jax.random.split(rng, leading_axis(x))
-        return jax.vmap(lambda key, one: self.objective.terms(params, key, one))(keys, x)
+        size = self.chunk_size or len(keys)
+        return jax.lax.map(lambda at: self.objective.terms(params, *at), (keys, x), batch_size=size)
 
 
 @spec
@@ -89,19 +92,24 @@ class Minibatch:
         return self.log_prior(params, z) + self.log_likelihood(params, x, z)
 
 
-def per_example(objective: Any) -> PerExample:
+def per_example(objective: Any, *, chunk_size: int | None = None) -> PerExample:
     """The mean of `objective` over independent data: `x` gains a leading axis [B, ...]; nats per datum.
 
     Every datum has its own draws and its own bound, so a bound of K draws stays what it is for one datum, and the mean over the
     minibatches of an epoch is that over the data. Not with free bits: their floor is under the minibatch's mean KL, so that the value
     of a minibatch is no mean of its examples'.
 
+    With a `chunk_size` the gradient is accumulated: what lies between a chunk's draws and its bound is not kept, but computed again for
+    the gradient, which is added to that of the chunks before. The numbers are the same, to rounding. A chunk takes every
+    (B / chunk_size)-th example, so that a batch split over devices stays where it is if their number divides `chunk_size`.
+
     Args:
       objective: written for one datum.
+      chunk_size: examples at a time, to bound memory, best a divisor of B; that of `objective` is of particles. All at once by default.
 
     Raises:
-      TypeError: if `objective` is not one.
-      ValueError: once traced, if the leaves of `x` do not share a leading axis.
+      TypeError: if `objective` is not one, or `chunk_size` no whole number.
+      ValueError: if `chunk_size` is less than 1; once traced, if the leaves of `x` do not share a leading axis.
 
     Example:
       >>> import jax, jax.numpy as jnp, jvi
@@ -113,7 +121,7 @@ def per_example(objective: Any) -> PerExample:
       ((), (8, 3))
     """
     check_objective(objective)
-    return PerExample(objective)
+    return PerExample(objective, None if chunk_size is None else check_count(chunk_size, "chunk_size"))
 
 
 def subsampled(objective: MonteCarlo, *, num_data: int) -> MonteCarlo:
@@ -161,13 +169,42 @@ def whole(mean: Scalar, num_data: int) -> Scalar:
     return num_data * mean
 
 
-def averaged(objective: Any, params: Any, keys: PRNGKey, x: Data, beta: Any, axes: Any = 0) -> tuple[Scalar, Aux]:
+def averaged(
+    objective: Any, params: Any, keys: PRNGKey, x: Data, beta: Any, axes: Any = 0, chunk_size: int | None = None
+) -> tuple[Scalar, Aux]:
     """The mean of an objective over examples; what it combines of their means is combined once."""
     each = getattr(objective, "parts", objective)
-    keys, x = sharding.by_example(keys), sharding.by_example(x) if axes == 0 else x
-    found, aux = jax.vmap(lambda key, one: each(params, key, one, beta=beta), (0, axes), axis_name="examples")(keys, x)
-    value = objective.combine(_mean(found), beta) if hasattr(objective, "parts") else jnp.mean(found)
-    return value, aux._replace(updates=_mean(aux.updates), elbo=_mean(aux.elbo), kl=_mean(aux.kl))
+
+    def means(keys: PRNGKey, x: Data) -> tuple[Any, Array]:
+        """Of these examples; and the log-weights of each."""
+        keys, x = sharding.by_example(keys), sharding.by_example(x) if axes == 0 else x
+        found, aux = jax.vmap(lambda key, one: each(params, key, one, beta=beta), (0, axes), axis_name="examples")(keys, x)
+        return _mean((found, aux._replace(log_w=None))), aux.log_w
+
+    chunked = chunk_size is not None and chunk_size < len(keys)
+    (found, aux), log_w = _in_chunks(means, chunk_size, keys, x) if chunked else means(keys, x)
+    value = objective.combine(found, beta) if hasattr(objective, "parts") else found
+    return value, aux._replace(log_w=log_w)
+
+
+def _in_chunks(means: Callable[..., tuple[Any, Array]], size: int, keys: PRNGKey, x: Data) -> tuple[Any, Array]:
+    """`means(keys, x)`, `size` examples at a time; each chunk is computed again for its gradient."""
+    count = len(keys)
+    num, rest = divmod(count, size)
+
+    def strided(leaf: Any) -> Array:
+        # [B] -> [chunk, num] -> [num, chunk]: the other way round a chunk of a batch split over devices would lie on one of them.
+        return jnp.swapaxes(leaf[: num * size].reshape(size, num, *leaf.shape[1:]), 0, 1)
+
+    # In a scan nothing is shared between the two computations, and no barrier is needed to keep them apart.
+    again = jax.checkpoint(means, prevent_cse=False)
+    found, log_w = jax.lax.map(lambda chunk: again(*chunk), jax.tree.map(strided, (keys, x)))
+    found, log_w = _mean(found), jnp.swapaxes(log_w, 0, 1).reshape(num * size, *log_w.shape[2:])
+    if not rest:
+        return found, log_w
+    last, log_w_last = jax.checkpoint(means)(*jax.tree.map(lambda leaf: leaf[num * size :], (keys, x)))
+    merged = jax.tree.map(lambda mean, other: mean + (rest / count) * (other - mean), found, last)
+    return merged, jnp.concatenate([log_w, log_w_last])
 
 
 def with_model(objective: Any, model: Any) -> Any:

@@ -178,6 +178,11 @@ def _drawing(objective: Any) -> Any:
 def _check_statistics(objective: Any, params: Any) -> None:
     """Refuse a model with batch statistics, which all particles share, where particles are taken by themselves."""
     if isinstance(objective, PerExample):
+        if objective.chunk_size is not None and _states(params):
+            raise ValueError(
+                "a network keeps statistics of the minibatch, which is not at hand at once in chunks of examples: leave chunk_size out "
+                "of per_example, or use GroupNorm or LayerNorm."
+            )
         return _check_statistics(objective.objective, params)
     if isinstance(objective, GlobalLocal):
         _check_statistics(objective.outer, params.outer)
