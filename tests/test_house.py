@@ -67,7 +67,7 @@ LAYERS = [
     {"controls", "gradients._draw", "gradients._paths"},
     {"gradients.strata"},
     {"gradients.reparameterized"},
-    {"gradients.finite", "gradients.groups", "gradients.relaxed", "gradients.scored"},
+    {"gradients.finite", "gradients.groups", "gradients.implicit", "gradients.relaxed", "gradients.scored"},
     {"gradients"},
     {
         "objectives._base",

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from jvi.gradients.finite import enumerated
 from jvi.gradients.groups import by_group
+from jvi.gradients.implicit import uivi
 from jvi.gradients.relaxed import concrete, straight_through
 from jvi.gradients.reparameterized import pathwise, stl
 from jvi.gradients.scored import score
 from jvi.gradients.strata import stratified
 
-__all__ = ["by_group", "concrete", "enumerated", "pathwise", "score", "stl", "straight_through", "stratified"]
+__all__ = ["by_group", "concrete", "enumerated", "pathwise", "score", "stl", "straight_through", "stratified", "uivi"]

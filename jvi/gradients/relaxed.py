@@ -63,7 +63,9 @@ class StraightThrough:
     """
 
     temperature: float = 0.5
-    elbo_only: ClassVar[bool] = True  # it drops the score of log q, whose mean is zero there
+    elbo_only: ClassVar[str] = (
+        "gradients.straight_through is for the ELBO: it drops a score whose mean is zero there only. Use jvi.objectives.vimco"
+    )
 
     def at(self, temperature: float) -> StraightThrough:
         """The same at another temperature, greater than 0."""

@@ -35,7 +35,7 @@ class SemiImplicit:
     keeps every bound a bound, for any K: the ELBO of this guide is below that of the marginal, rises with K, and tends to it. The
     densities of K + 1 draws are evaluated for each particle. There is no `log_prob`.
 
-    Unbiased implicit VI (UIVI), which has the marginal's gradient for any K by Markov chains over eps given z, is not here.
+    `jvi.gradients.uivi` has the gradient of the marginal's own ELBO for any K, by Markov chains over eps given z.
 
     Attributes:
       mixing: q(eps | x), a guide; a `log_prob` is not needed.
@@ -89,15 +89,20 @@ class SemiImplicit:
 
     def sample_and_log_prob(self, params: Mixed, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
         """One draw, and the log of the mean of K + 1 conditional densities of it, nats."""
+        _, z, log_q = self.with_noise(params, rng, x)
+        return z, log_q
+
+    def with_noise(self, params: Mixed, rng: PRNGKey, x: Data) -> tuple[Latent, Latent, Scalar]:
+        """The same, after the eps_0 that the draw was made of."""
         draw, own, others = jax.random.split(rng, 3)
         eps, _ = self.mixing.sample_and_log_prob(params.mixing, own, x)
         z, log_q = self.conditional.sample_and_log_prob(params.conditional, draw, (x, eps))
         if not self.num_auxiliary:
-            return z, log_q
+            return eps, z, log_q
 
         def other(key: PRNGKey) -> Scalar:
             eps, _ = self.mixing.sample_and_log_prob(params.mixing, key, x)
             return self.conditional.log_prob(params.conditional, (x, eps), z)
 
         log_qs = jax.vmap(other)(jax.random.split(others, self.num_auxiliary))
-        return z, logsumexp(jnp.append(log_qs, log_q)) - math.log(self.num_auxiliary + 1)
+        return eps, z, logsumexp(jnp.append(log_qs, log_q)) - math.log(self.num_auxiliary + 1)

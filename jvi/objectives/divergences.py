@@ -151,8 +151,9 @@ def f_divergence(
     """
     if not callable(f):
         raise TypeError(f"f must be a function of log u, such as tfp.vi.pearson; got {f!r}.")
-    if gradients.stl in estimators(gradient, guide):
-        raise ValueError("gradients.stl is biased for any divergence but KL(q | p): use gradients.pathwise, or jvi.elbo.")
+    if any(one is gradients.stl or hasattr(one, "elbo_only") for one in estimators(gradient, guide)):
+        name = getattr(gradient, "__name__", gradient)
+        raise ValueError(f"{name} is biased for any divergence but KL(q | p): use gradients.pathwise, or jvi.elbo.")
     control = default_control(gradient, num_samples, control)
     return MonteCarlo(model, guide, FBound(f), num_samples, gradient, control, noise, chunk_size)
 

@@ -188,11 +188,9 @@ def refuse_biased(bound: Any, gradient: Any, guide: Any, num_samples: int) -> No
             "parameters that it holds fixed. Use gradients.pathwise (in by_group, which takes stl by default, for every part that is "
             "not scored), jvi.objectives.dreg, or jvi.elbo."
         )
-    if any(getattr(one, "elbo_only", False) for one in used) and num_samples != 1:
-        raise ValueError(
-            f"gradients.straight_through is for the ELBO, and not for other bounds with num_samples={num_samples}: it drops a score "
-            "whose mean is zero there only. Use jvi.objectives.vimco, or jvi.elbo."
-        )
+    reasons = [one.elbo_only for one in used if hasattr(one, "elbo_only")]
+    if reasons and num_samples != 1:
+        raise ValueError(f"{reasons[0]}, or jvi.elbo; this is another bound, with num_samples={num_samples}.")
 
 
 def _scored(bound: Callable[[Array], Scalar], found: Weight, log_score: Array, baseline: Array) -> Scalar:
