@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jvi import (
+    augment,
     bounds,
     controls,
     diagnostics,
@@ -66,6 +67,7 @@ __all__ = [
     "Report",
     "State",
     "adapt",
+    "augment",
     "bounds",
     "cholesky_correlation",
     "cholesky_covariance",
