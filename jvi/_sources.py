@@ -22,6 +22,12 @@ class Held:
         self.data, self._batch_size = data, batch_size
         self._feed: Any = feeds.Shuffled(batch_size) if batch_size else feeds.Whole()
 
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
     def init(self, svi: SVI, rng: PRNGKey) -> State:
         """The state before the first step."""
         return _loops.init(svi, rng, self.data, self._batch_size)
@@ -42,13 +48,19 @@ class Streamed:
         self._stacks, self._first = stacks, stacks.first
         self._kept = stacks.take(stacks.size)
 
+    def __enter__(self) -> Streamed:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stacks.__exit__()
+
     def init(self, svi: SVI, rng: PRNGKey) -> State:
         """As of `Held`."""
         return _loops.init(svi, rng, self._first)
 
     def advance(self, run: Run, state: State, most: int) -> State | None:
         """As of `Held`."""
-        stack, count = self._stacks.take(run.length(min(most, self._stacks.size)))
+        stack, count = self._stacks.take(run.length(min(most, self._stacks.size)), self._stacks.size)
         return run.chunk(feeds.Stacked(), self._stacks.size, state, stack, count) if count else None
 
     def evaluate(self, run: Run, state: State, most: int) -> State:

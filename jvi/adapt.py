@@ -8,8 +8,9 @@ from typing import Any
 import jax
 
 from jvi import _feeds as feeds
-from jvi._checks import check_count, check_data, check_key, leading_axis
+from jvi._checks import check_batch_size, check_count, check_data, check_key
 from jvi._drive import Adapted, Drive
+from jvi._maps import Mapped, stay_on_host
 from jvi._sources import Held, Source, Streamed
 from jvi._typing import Data, PRNGKey
 from jvi.schedules import Schedule
@@ -75,16 +76,21 @@ def adapt(
     References:
       Welandawe, Andersen, Vehtari and Huggins (2024), A Framework for Improving the Reliability of Black-Box Variational Inference.
     """
-    source = Streamed(feeds.Stacks(x)) if isinstance(x, Iterator) else held(x, batch_size)
+    source = Streamed(feeds.Stacks(x)) if isinstance(x, Iterator) else source_of(x, batch_size, rng, state)
     return driven(svi, rng, source, state, beta, progress, max_steps, seconds, tolerance)
 
 
 def held(x: Data, batch_size: int | None, name: str = "x") -> Held:
     """Data on the device, checked."""
     data = jax.device_put(check_data(x, name))
-    if batch_size is not None and check_count(batch_size, "batch_size") > (count := leading_axis(data, name)):
-        raise ValueError(f"batch_size must be no more than the {count} examples in {name}, got {batch_size}.")
-    return Held(data, batch_size)
+    return Held(data, None if batch_size is None else check_batch_size(batch_size, data, name))
+
+
+def source_of(x: Data, batch_size: int | None, rng: PRNGKey, state: State | None, name: str = "x") -> Source:
+    """Data on the device, or minibatches of what stays on the host."""
+    if batch_size is None or not stay_on_host(x):
+        return held(x, batch_size, name)
+    return Streamed(feeds.Stacks(Mapped.begun(x, batch_size, check_key(rng), state, name)))
 
 
 def driven(
@@ -110,4 +116,5 @@ def driven(
         if not value > 0.0:
             raise ValueError(f"{name} must be positive, got {value}.")
     drive = Drive(svi, source, beta, check_count(max_steps, "max_steps"), seconds, tolerance)
-    return drive.all(check_key(rng), state, progress)
+    with source:
+        return drive.all(check_key(rng), state, progress)

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 from jvi import _feeds as feeds
 from jvi import _loops
 from jvi._checks import check_count, check_data, check_key
+from jvi._maps import Mapped, stay_on_host
+from jvi._reader import UnfitError
 from jvi._run import Beta, Callback, Run
 from jvi._sources import Source, Streamed
 from jvi._typing import Data, PRNGKey
-from jvi.adapt import ADVICE, driven, held
+from jvi.adapt import ADVICE, driven, held, source_of
 from jvi.svi import SVI, FitError, Info, State
 
 __all__ = ["fit", "fit_batches"]
@@ -94,8 +96,11 @@ def fit_batches(
       svi: what to maximize and how; its objective takes a leading batch axis, as those made by `jvi.per_example` do.
       rng: key of the run; not used with `state`, which holds its own.
       batches: with `batch_size`, the whole data set, a pytree of arrays [N, ...]: it is moved to the device once and
-        reshuffled there every epoch, whose last N mod `batch_size` examples sit that epoch out. Without, minibatches of one
-        shape: an iterator, which may end before the run does, or an iterable, which is started anew whenever it ends.
+        reshuffled there every epoch, whose last N mod `batch_size` examples sit that epoch out. Memory maps stay on the disk, and
+        arrays of NumPy that would take more than half of the device's memory on the host: their minibatches, the same ones, are
+        gathered there. Without `batch_size`, minibatches of one shape: an iterator, which may end before the run does, or an
+        iterable, such as a grain loader, which is started anew whenever it ends; a smaller last one of an epoch sits out. They are
+        read by a thread, while the device is at work on those before, unless they are JAX arrays.
       num_steps: how many steps to take; by default the run drives itself, as in `fit`.
       batch_size: examples in a minibatch.
       state, beta, callback, callback_every, progress: as in `fit`.
@@ -106,7 +111,7 @@ def fit_batches(
     Raises:
       TypeError: if `svi` is no SVI, `rng` no typed key, a count no whole number, or `batches` neither data nor iterable.
       ValueError: if there is no batch, a batch holds a NaN or has another shape than the first (a `FitError`, which carries
-        the state, once steps have been taken).
+        the state, once steps have been taken). What an iterator raises, when its minibatch would have been next.
       NonFiniteError: after `svi.max_skipped` non-finite steps in a row.
 
     Example:
@@ -119,24 +124,28 @@ def fit_batches(
       (50, (50,))
     """
     if num_steps is None:
-        source = Streamed(feeds.Stacks(batches)) if batch_size is None else held(batches, batch_size, "batches")
+        stacked = batch_size is None
+        source = Streamed(feeds.Stacks(batches)) if stacked else source_of(batches, batch_size, rng, state, "batches")
         return _driven(svi, rng, source, state, beta, callback, progress)
     num_steps = _check_run(svi, num_steps, callback_every)
     rng = check_key(rng)
-    if batch_size is not None:
+    if batch_size is not None and not stay_on_host(batches):
         data = held(batches, batch_size, "batches").data
         state = _begin(svi, rng, data, state, int(batch_size))
         run = Run(svi, num_steps, state, beta, callback, callback_every, progress)
         return run.all(feeds.Shuffled(int(batch_size)), state, data)
 
+    if batch_size is not None:
+        batches = Mapped.begun(batches, batch_size, rng, state, "batches")
     stacks = feeds.Stacks(batches)
-    state = _begin(svi, rng, stacks.first, state)
+    state = _begin(svi, rng, batches.head if isinstance(batches, Mapped) else stacks.first, state)
     run = Run(svi, num_steps, state, beta, callback, callback_every, progress)
-    with run.progress:
+    with run.progress, stacks:
         while run.remaining:
+            length = run.length(stacks.size)
             try:
-                stack, count = stacks.take(run.length(stacks.size))
-            except ValueError as error:
+                stack, count = stacks.take(length, run.length(stacks.size, length))
+            except UnfitError as error:
                 raise BatchError(str(error), state, run.info()) if run.done else error from None
             if not count:
                 warnings.warn(f"the iterator ended after {run.done} of {num_steps} batches; the run ends there.", stacklevel=2)
