@@ -326,8 +326,9 @@ def test_a_nan_in_a_map_is_an_error_when_it_comes_up(mapped):
 @pytest.mark.quick
 def test_a_run_on_a_map_takes_the_memory_of_a_few_stacks(mapped):
     x = mapped(np.zeros((40_000, 1_000), np.uint8))  # 40 MB
-    model = jvi.model(lambda x, z: norm.logpdf(z["mean"]) + norm.logpdf(x.astype(float).mean(), z["mean"]))
-    svi = jvi.SVI(jvi.per_example(jvi.elbo(model, GUIDE)), jvi.optimizer(optax.adam, 1e-2))
+    model = jvi.model(lambda x, z: norm.logpdf(z["mean"]) + norm.logpdf(x.mean(), z["mean"]))
+    objective = jvi.objectives.augmented(jvi.per_example(jvi.elbo(model, GUIDE)), jvi.augment.binarized)
+    svi = jvi.SVI(objective, jvi.optimizer(optax.adam, 1e-2))
     jvi.fit_batches(svi, KEY, x, num_steps=3, batch_size=20)
     tracemalloc.start()
     jvi.fit_batches(svi, KEY, x, num_steps=200, batch_size=20)
