@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jvi import (
+    augment,
     bounds,
     checkpoint,
     controls,
@@ -69,6 +70,7 @@ __all__ = [
     "Report",
     "State",
     "adapt",
+    "augment",
     "bounds",
     "checkpoint",
     "cholesky_correlation",

@@ -76,6 +76,18 @@ def leading_axis(x: Data, name: str = "x") -> int:
     return next(iter(sizes.values()))[0]
 
 
+def check_batch_size(batch_size: Any, x: Data, name: str = "x") -> int:
+    """Return `batch_size` as an int if `x` has as many examples.
+
+    Raises:
+      TypeError: if it is not a whole number.
+      ValueError: if it is less than 1 or more than there are.
+    """
+    if check_count(batch_size, "batch_size") > (count := leading_axis(x, name)):
+        raise ValueError(f"batch_size must be no more than the {count} examples in {name}, got {batch_size}.")
+    return int(batch_size)
+
+
 def _check_no_nan(label: str, leaf: Array) -> None:
     # min() carries a NaN through without a temporary; only off the host is the array reduced where it lives.
     on_host = not isinstance(leaf, jax.Array) or all(d.platform == "cpu" for d in leaf.devices())

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+import json
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jvi import _tree, sharding
-from jvi._checks import check_data, leading_axis
+from jvi._checks import leading_axis
+from jvi._prefetch import Ahead
+from jvi._reader import Reader, UnfitError
 from jvi._shuffle import shuffled
 from jvi._spec import spec
 from jvi._typing import Array, Data, PRNGKey
 from jvi.svi import ORDER
 
 _STACK_BYTES = 2**26  # of minibatches sent to the device at once
-_STACK = 64  # how many of them, at most
-
-
+STACK = 64  # how many of them, at most
 CHUNK = 8_192  # steps in one entry into a compiled loop, at most
 
 
@@ -69,8 +71,26 @@ class Stacked:
         return held, sharding.by_example(jax.tree.map(lambda leaf: leaf[i], data))
 
 
+class _Rows(NamedTuple):
+    """Minibatches that were read: a stack of them, the source's state after each, and the error that came instead of the next."""
+
+    stack: Data = None
+    states: Sequence[Any] = ()
+    error: Exception | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is there to be taken or raised."""
+        return not self.states and self.error is None
+
+
 class Stacks:
-    """Minibatches of an iterator or an iterable, gathered into stacks of one size.
+    """Minibatches of an iterator or an iterable, gathered into stacks of one size, one of them ahead of the run.
+
+    While the caller works on a stack, a thread reads and gathers the next one, of as many minibatches as the caller says it will want.
+    Minibatches of JAX arrays are read when they are asked for: what makes them computes on the device, which is the run's.
+
+    A context, whose end waits for the thread and closes an iterator that was made here.
 
     Attributes:
       first: the first minibatch.
@@ -78,64 +98,93 @@ class Stacks:
     """
 
     def __init__(self, batches: Iterable[Data]) -> None:
-        if isinstance(batches, (dict, tuple, np.ndarray, jax.Array)):
-            raise TypeError(
-                f"batches is one data set, {_tree.shapes(batches)}: say batch_size=..., or pass an iterator or a list of minibatches."
-            )
-        if not isinstance(batches, Iterable):
-            raise TypeError(
-                f"batches must be an iterator of minibatches, or arrays with batch_size; got {type(batches).__name__}."
-            )
-        self._batches, self._iterator, self._count = batches, iter(batches), 0
-        first = self._next()
-        if first is None:
-            raise ValueError("batches must yield at least one minibatch; got an empty iterator.")
-        self.first = first
-        self.size = int(np.clip(_STACK_BYTES // max(sum(leaf.nbytes for leaf in jax.tree.leaves(first)), 1), 1, _STACK))
-        self._waiting = [first]
+        self._reader = Reader(batches)
+        self.first = self._reader.first
+        leaves = jax.tree.leaves(self.first)
+        self.size = int(np.clip(_STACK_BYTES // max(sum(leaf.nbytes for leaf in leaves), 1), 1, STACK))
+        self._threaded = not any(isinstance(leaf, jax.Array) for leaf in leaves)
+        self._taken, self._state = 0, self._reader.state
+        self._ahead, self._waiting, self._told = Ahead(), _Rows(), False
+
+    def __enter__(self) -> Stacks:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._ahead.stop()
+        self._reader.close()
+
+    def take(self, most: int, then: int = 0) -> tuple[Data, int]:
+        """A stack [size, ...] of up to `most` minibatches, and how many there are, 0 at the end; the rest is padding.
+
+        Args:
+          most: how many are wanted.
+          then: how many will be wanted next, to be read while the caller goes on; 0 where that is not known.
+
+        Raises:
+          UnfitError: if the next minibatch holds a NaN or does not have the first one's shapes.
+        """
+        rows = self._ahead.result() if self._ahead.busy else self._waiting
+        if rows.empty:
+            rows = self._gather(min(most, self.size))
+        self._tell()
+        count = min(most, len(rows.states))
+        if not count:
+            self._waiting = _Rows()
+            if rows.error is not None:
+                raise rows.error
+            return None, 0
+        self._taken, self._state = self._taken + count, rows.states[count - 1]
+        left = jax.tree.map(lambda leaf: np.roll(leaf, -count, 0), rows.stack) if count < len(rows.states) else None
+        self._waiting = _Rows(left, rows.states[count:], rows.error)
+        if then and self._threaded and self._waiting.empty:
+            self._ahead.begin(self._gather, min(then, self.size))
+        return rows.stack, count
 
     @property
-    def position(self) -> int:
-        """How many minibatches have been taken, what `seek` goes back to in a later process."""
-        return self._count - len(self._waiting)
+    def position(self) -> dict[str, Any]:
+        """Where the run is, as JSON holds it: the `count` of minibatches it was handed, and the `source`'s own state after the last.
 
-    def seek(self, position: int) -> None:
-        """Go on behind the first `position` minibatches.
+        The source's state is None where it has none. What was read ahead does not count.
+        """
+        state = self._state.decode("latin-1") if isinstance(self._state, bytes) else self._state
+        return json.loads(json.dumps({"count": self._taken, "source": state}, default=lambda value: value.tolist()))
+
+    def seek(self, position: dict[str, Any]) -> None:
+        """Go to a position of the same source, passed in anew: what comes next is what came next there.
+
+        A source with a state is put into it. Of what has a length and can be indexed, as a list, nothing that lies between is read; all
+        else is read up to there.
 
         Raises:
-          ValueError: if they have been passed, or there are fewer.
+          ValueError: if the position is not one of such a source, lies behind, or after its end.
         """
-        if position < self.position:
-            raise ValueError(f"minibatch {position} has been taken already, with {self.position - position} after it.")
-        while self.position < position:
-            if self._waiting:
-                self._waiting.pop(0)
-            elif self._next() is None:
-                raise ValueError(f"the run stood behind minibatch {position}, but the iterator ended after {self._count}.")
+        self._ahead.stop()
+        self._waiting = _Rows()
+        self._reader.seek(position["count"], position["source"])
+        self._taken, self._state = position["count"], position["source"]
 
-    def take(self, most: int) -> tuple[Data, int]:
-        """A stack [size, ...] of up to `most` minibatches, and how many there are; the rest is padding.
+    def _gather(self, most: int) -> _Rows:
+        """Read up to `most` minibatches. An error is kept until those before it have been taken."""
+        stack: Data = None
+        states: list[Any] = []
+        try:
+            while len(states) < most and not self._ahead.stopping and (batch := self._reader.next()) is not None:
+                if stack is None:
+                    stack = jax.tree.map(lambda leaf: np.empty((self.size, *leaf.shape), leaf.dtype), batch)
+                for rows, leaf in zip(jax.tree.leaves(stack), jax.tree.leaves(batch), strict=True):
+                    rows[len(states)] = leaf
+                states.append(self._reader.state)
+        except Exception as error:
+            if not isinstance(error, UnfitError):
+                error.add_note(f"Raised by batches, where jvi read minibatch number {self._reader.count}.")
+            return _Rows(stack, states, error)
+        return _Rows(stack, states)
 
-        Raises:
-          ValueError: if a minibatch holds a NaN or does not have the first one's shapes.
-        """
-        found, self._waiting = self._waiting, []
-        while len(found) < min(most, self.size) and (batch := self._next()) is not None:
-            if _tree.shapes(batch) != _tree.shapes(self.first):
-                raise ValueError(
-                    f"every minibatch must have the first one's shapes, {_tree.shapes(self.first)}; number {self._count - 1} has "
-                    f"{_tree.shapes(batch)}. Drop or pad the last, smaller one."
-                )
-            found.append(batch)
-        padded = found + found[-1:] * (self.size - len(found))
-        return (jax.tree.map(lambda *leaves: np.stack(leaves), *padded) if found else None), len(found)
-
-    def _next(self) -> Data | None:
-        batch = next(self._iterator, None)
-        if batch is None and not isinstance(self._batches, Iterator) and self._count:
-            self._iterator = iter(self._batches)  # the next epoch
-            batch = next(self._iterator, None)
-        if batch is None:
-            return None
-        self._count += 1
-        return check_data(batch, f"batch {self._count - 1}")
+    def _tell(self) -> None:
+        if self._reader.left_out and not self._told:
+            self._told = True
+            warnings.warn(
+                f"the last minibatch of an epoch, {self._reader.left_out}, is smaller than the others, {_tree.shapes(self.first)}, and "
+                "sits out. Shuffle every epoch anew, so that all examples come, and drop what is left over, or pad it.",
+                stacklevel=4,
+            )

@@ -41,7 +41,7 @@ def together(mesh: Any, function: Callable[[], T], what: str) -> T:
     """`function()`, or an error on all processes if it is one on any of them: else the others would wait for it forever.
 
     Raises:
-      ValueError: if another process failed; this one's own error comes as it is.
+      PeerError: if another process failed; this one's own error comes as it is.
     """
     if not several(mesh):
         return function()
@@ -55,7 +55,7 @@ def together(mesh: Any, function: Callable[[], T], what: str) -> T:
     if error is not None:
         raise error
     if len(failed):
-        raise ValueError(
+        raise PeerError(
             f"process {', '.join(map(str, failed))} of {jax.process_count()} failed to {what}; its own error says why."
         )
     return found
@@ -79,6 +79,18 @@ def check_same(mesh: Any, tree: PyTree, name: str) -> None:
         raise ValueError(f"{name} must be the same on every process; that of process {other} differs from that of process 0.")
 
 
+def part(mesh: Any, size: int) -> slice:
+    """Which of the examples of a minibatch are this process's."""
+    if not several(mesh):
+        return slice(None)
+    own = size // jax.process_count()
+    return slice(own * jax.process_index(), own * (jax.process_index() + 1))
+
+
+class PeerError(ValueError):
+    """Another process of the run failed."""
+
+
 class Joined:
     """Stacks of minibatches of which every process yields its own slice.
 
@@ -100,13 +112,19 @@ class Joined:
         sharding.check_slices(mesh)
         self.first, self.size = sharding.joined(mesh, first, 0), self._own.size
 
-    def take(self, most: int) -> tuple[Data, int]:
+    def __enter__(self) -> Joined:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._own.__exit__()
+
+    def take(self, most: int, then: int = 0) -> tuple[Data, int]:
         """As of `Stacks`, of all processes; as many as the one with the fewest has.
 
         Raises:
           ValueError: as of `Stacks`, whichever process it is.
         """
-        stack, count = together(self._mesh, lambda: self._own.take(most), "yield a minibatch")
+        stack, count = together(self._mesh, lambda: self._own.take(most, then), "yield a minibatch")
         count = int(np.min(of_all(self._mesh, count)))
         return (sharding.joined(self._mesh, stack, 1) if count else None), count
 

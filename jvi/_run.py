@@ -118,12 +118,13 @@ class Run:
         """What all steps reported, stacked."""
         return _stack(self.logs)
 
-    def length(self, most: int) -> int:
-        """How many steps the next entry should take, at most `most`."""
-        most = min(most, self.keeper.until(self.done))
+    def length(self, most: int, after: int = 0) -> int:
+        """How many steps the next entry should take, at most `most`; or the one that comes `after` so many more."""
+        remaining, done = self.remaining - after, self.done + after
+        most = min(most, self.keeper.until(done))
         if self.callback is not None:  # never by the clock: a run that stops early must do so at the same step again
-            return min(self.remaining, self.callback_every - self.done % self.callback_every, most)
-        return min(self.remaining, self.glance if self.progress.shown and not hosts.several(self.mesh) else most, most)
+            return min(remaining, self.callback_every - done % self.callback_every, most)
+        return min(remaining, self.glance if self.progress.shown and not hosts.several(self.mesh) else most, most)
 
     def _ask(self, state: State) -> bool:
         if self.remaining and self.done % self.callback_every:

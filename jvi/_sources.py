@@ -24,6 +24,12 @@ class Held:
         self.data, self._batch_size, self.mesh = data, batch_size, mesh
         self._feed: Any = feeds.Shuffled(batch_size) if batch_size else feeds.Whole()
 
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
     def init(self, svi: SVI, rng: PRNGKey) -> State:
         """The state before the first step."""
         return begin(svi, rng, self.data, self._batch_size, self.mesh)
@@ -44,13 +50,19 @@ class Streamed:
         self._stacks, self._first, self.mesh = stacks, stacks.first, mesh
         self._kept = stacks.take(stacks.size)
 
+    def __enter__(self) -> Streamed:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stacks.__exit__()
+
     def init(self, svi: SVI, rng: PRNGKey) -> State:
         """As of `Held`."""
         return begin(svi, rng, self._first, mesh=self.mesh)
 
     def advance(self, run: Run, state: State, most: int) -> State | None:
         """As of `Held`."""
-        stack, count = self._stacks.take(run.length(min(most, self._stacks.size)))
+        stack, count = self._stacks.take(run.length(min(most, self._stacks.size)), self._stacks.size)
         return run.chunk(feeds.Stacked(), self._stacks.size, state, stack, count) if count else None
 
     def evaluate(self, run: Run, state: State, most: int) -> State:

@@ -9,9 +9,10 @@ import jax
 
 from jvi import _hosts as hosts
 from jvi import sharding
-from jvi._checks import check_count, check_data, check_key, leading_axis
+from jvi._checks import check_batch_size, check_count, check_data, check_key
 from jvi._drive import Adapted, Drive
 from jvi._keeper import Keeper
+from jvi._maps import Mapped, stay_on_host
 from jvi._sources import Held, Source, Streamed
 from jvi._typing import Data, PRNGKey
 from jvi.schedules import Schedule
@@ -80,7 +81,12 @@ def adapt(
       Welandawe, Andersen, Vehtari and Huggins (2024), A Framework for Improving the Reliability of Black-Box Variational Inference.
     """
     mesh = sharding.check_mesh(mesh)
-    source = Streamed(hosts.stacks(x, mesh), mesh) if isinstance(x, Iterator) else held(x, batch_size, mesh=mesh)
+    if isinstance(x, Iterator):
+        source = Streamed(hosts.stacks(x, mesh), mesh)
+    elif batch_size is not None and stay_on_host(x):
+        source = Streamed(hosts.stacks(Mapped.begun(x, batch_size, check_key(rng), state, "x", mesh), mesh), mesh)
+    else:
+        source = held(x, batch_size, mesh=mesh)
     return driven(svi, rng, source, state, beta, progress, max_steps, seconds, tolerance)
 
 
@@ -88,10 +94,8 @@ def held(x: Data, batch_size: int | None, name: str = "x", mesh: Any = None) -> 
     """Data on the device, checked."""
     hosts.check_same(mesh, x, name)
     data = sharding.put(mesh, check_data(x, name))
-    if batch_size is not None and check_count(batch_size, "batch_size") > (count := leading_axis(data, name)):
-        raise ValueError(f"batch_size must be no more than the {count} examples in {name}, got {batch_size}.")
     if batch_size is not None:
-        sharding.check_batch_size(mesh, batch_size)
+        sharding.check_batch_size(mesh, check_batch_size(batch_size, data, name))
     return Held(data, batch_size, mesh)
 
 
@@ -122,4 +126,5 @@ def driven(
         raise ValueError("seconds cannot be said with several processes, whose clocks differ; say max_steps.")
     hosts.check_same(source.mesh, rng, "rng")
     drive = Drive(svi, source, beta, check_count(max_steps, "max_steps"), seconds, tolerance, keeper)
-    return drive.all(check_key(rng), state, progress)
+    with source:
+        return drive.all(check_key(rng), state, progress)

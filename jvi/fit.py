@@ -15,6 +15,8 @@ from jvi import _hosts as hosts
 from jvi import _tree, sharding
 from jvi._checks import check_count, check_key
 from jvi._keeper import Keeper
+from jvi._maps import Mapped, stay_on_host
+from jvi._reader import UnfitError
 from jvi._run import Beta, Callback, Run
 from jvi._sources import Source, Streamed, begin
 from jvi._typing import Data, PRNGKey
@@ -115,8 +117,11 @@ def fit_batches(
       svi: what to maximize and how; its objective takes a leading batch axis, as those made by `jvi.per_example` do.
       rng: key of the run; not used with `state`, which holds its own.
       batches: with `batch_size`, the whole data set, a pytree of arrays [N, ...]: it is moved to the device once and
-        reshuffled there every epoch, whose last N mod `batch_size` examples sit that epoch out. Without, minibatches of one
-        shape: an iterator, which may end before the run does, or an iterable, which is started anew whenever it ends.
+        reshuffled there every epoch, whose last N mod `batch_size` examples sit that epoch out. Memory maps stay on the disk, and
+        arrays of NumPy that would take more than half of the device's memory on the host: their minibatches, the same ones, are
+        gathered there. Without `batch_size`, minibatches of one shape: an iterator, which may end before the run does, or an
+        iterable, such as a grain loader, which is started anew whenever it ends; a smaller last one of an epoch sits out. They are
+        read by a thread, while the device is at work on those before, unless they are JAX arrays.
       num_steps: how many steps to take; by default the run drives itself, as in `fit`.
       batch_size: examples in a minibatch.
       state, beta, callback, callback_every, checkpoint, checkpoint_every, progress: as in `fit`. An iterator must begin anew with
@@ -131,6 +136,7 @@ def fit_batches(
       TypeError: if `svi` is no SVI, `rng` no typed key, a count no whole number, or `batches` neither data nor iterable.
       ValueError: if there is no batch, a batch holds a NaN or has another shape than the first (a `FitError`, which carries
         the state, once steps have been taken), on whichever process it is; if the mesh does not split the minibatch evenly.
+        What an iterator raises, when its minibatch would have been next.
       NonFiniteError: after `svi.max_skipped` non-finite steps in a row.
 
     Example:
@@ -143,7 +149,7 @@ def fit_batches(
       (50, (50,))
     """
     num_steps, (rng, mesh) = _check_run(svi, num_steps, callback_every), _check_key(rng, mesh)
-    if batch_size is not None:
+    if batch_size is not None and not stay_on_host(batches):
         source = held(batches, batch_size, "batches", mesh)
         shapes = f"{_tree.shapes(source.data)} in minibatches of {batch_size}"
         keeper = _keeper(checkpoint, checkpoint_every, svi, rng, state, shapes, beta, num_steps)
@@ -153,19 +159,23 @@ def fit_batches(
         run = Run(svi, num_steps, state, beta, callback, callback_every, progress, mesh, keeper)
         return run.all(feeds.Shuffled(int(batch_size)), state, source.data)
 
+    if batch_size is not None:
+        batches = Mapped.begun(batches, batch_size, rng, state, "batches", mesh)
     stacks = hosts.stacks(batches, mesh)
     shapes = f"minibatches of {_tree.shapes(stacks.first)}"
     keeper = _keeper(checkpoint, checkpoint_every, svi, rng, state, shapes, beta, num_steps, stacks)
     if num_steps is None:
         return _driven(svi, rng, Streamed(stacks, mesh), state, beta, callback, progress, keeper)
-    state = _begin(svi, rng, stacks.first, state, mesh=mesh)
+    first = sharding.put(mesh, batches.head) if isinstance(batches, Mapped) else stacks.first
+    state = _begin(svi, rng, first, state, mesh=mesh)
     run = Run(svi, num_steps, state, beta, callback, callback_every, progress, mesh, keeper)
-    with run.progress, run.keeper:
+    with run.progress, run.keeper, stacks:
         now: State = run.keeper.resume(run, state)
         while run.remaining:
+            length = run.length(stacks.size)
             try:
-                stack, count = stacks.take(run.length(stacks.size))
-            except ValueError as error:
+                stack, count = stacks.take(length, run.length(stacks.size, length))
+            except (UnfitError, hosts.PeerError) as error:
                 raise BatchError(str(error), now, run.info()) if run.done else error from None
             if not count:
                 warnings.warn(f"the iterator ended after {run.done} of {num_steps} batches; the run ends there.", stacklevel=2)

@@ -18,7 +18,7 @@ import jvi
 ROOT = Path(jvi.__file__).parent
 # A module imports only from rows above its own.
 LAYERS = [
-    {"_precision", "_spec", "_typing", "report"},
+    {"_precision", "_prefetch", "_spec", "_typing", "report"},
     {"_chunked", "_tree", "precision"},
     {
         "_ahead",
@@ -37,7 +37,9 @@ LAYERS = [
         "_additive",
         "_distributions",
         "_limits",
+        "_reader",
         "_standing",
+        "augment",
         "encoders._layers",
         "kernels",
         "noise",
@@ -91,11 +93,11 @@ LAYERS = [
         "objectives.thermodynamic",
     },
     {"objectives.training"},
-    {"objectives"},
-    {"svi"},
+    {"objectives.augmented"},
+    {"objectives", "svi"},
     {"_feeds", "_loops", "checkpoint"},
     {"_hosts", "_targets", "plots"},
-    {"_bridge", "_particles", "_run", "gaussian_fits._climb", "gaussian_fits._draws", "gaussian_fits._pattern"},
+    {"_bridge", "_maps", "_particles", "_run", "gaussian_fits._climb", "gaussian_fits._draws", "gaussian_fits._pattern"},
     {"_keeper", "_sources"},
     {"_drive"},
     {"adapt", "refine"},

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from jvi.objectives._base import Aux, Objective, Params
 from jvi.objectives.analytic import elbo_entropy, elbo_kl
+from jvi.objectives.augmented import augmented
 from jvi.objectives.data import per_example, subsampled
 from jvi.objectives.disarm import disarm
 from jvi.objectives.divergences import cubo, f_divergence, tail_adaptive
@@ -30,6 +31,7 @@ __all__ = [
     "MonteCarlo",
     "Objective",
     "Params",
+    "augmented",
     "covariance",
     "cubo",
     "disarm",

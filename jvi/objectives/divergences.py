@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ class FBound:
     """Minus the mean of a function of log-weights."""
 
     f: Callable[[Array], Array]
+    bounds_evidence: ClassVar[bool] = False
 
     def __call__(self, log_w: Array) -> Scalar:
         """The bound of log-weights [K]."""
