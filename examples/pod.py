@@ -7,7 +7,6 @@ and 1. On a TPU pod, under Slurm or MPI, JAX knows all three. Every process read
 import argparse
 
 import distrax
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,16 +15,7 @@ from sklearn.datasets import load_digits
 
 import jvi
 
-
-class MLP(nn.Module):
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, inputs):
-        return nn.Dense(self.num_outputs)(nn.relu(nn.Dense(128)(inputs)))
-
-
-encoder, decoder = jvi.networks.network(MLP(16)), jvi.networks.network(MLP(64))
+encoder, decoder = (jvi.networks.network(jvi.encoders.MLP(size, hidden=(128,))) for size in (16, 64))
 guide = jvi.guides.conditional(encoder, lambda out: distrax.MultivariateNormalDiag(out[:8], jax.nn.softplus(out[8:]) + 1e-4))
 
 

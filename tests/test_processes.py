@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 WORKER, POD = Path(__file__).parent / "mesh_worker.py", Path(__file__).parent.parent / "examples" / "pod.py"
 
 
@@ -70,9 +71,9 @@ def test_a_process_that_dies_ends_the_other(tmp_path):
     finally:
         first.kill()
         second.kill()
-    print(f"{waited:.1f} s", errors[-3_000:])
+    print(f"ended after {waited:.1f} s")
     assert first.returncode not in (0, None)
-    assert re.search("gloo|Gloo|peer|heartbeat|distributed service", errors)
+    assert "waited for another one that has ended" in errors
     assert waited < 30.0  # a closed connection is seen at once, a silent one after the ten seconds of its heartbeat
 
 
