@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -48,8 +49,9 @@ def reaching(mesh: Any) -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if not several(mesh) or "RESOURCE_EXHAUSTED" in str(error):
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # A closed connection comes as either, with the name of a status in front.
+        if not several(mesh) or not re.match("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED): ", str(error)):
             raise
         raise ConnectionError(
             f"process {jax.process_index()} of {jax.process_count()} waited for another one that has ended: look at what that one said "
