@@ -7,7 +7,6 @@ and 1. On a TPU pod, under Slurm or MPI, JAX knows all three. Every process read
 import argparse
 
 import distrax
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,22 +15,16 @@ from sklearn.datasets import load_digits
 
 import jvi
 
-
-class MLP(nn.Module):
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, inputs):
-        return nn.Dense(self.num_outputs)(nn.relu(nn.Dense(128)(inputs)))
-
-
-encoder, decoder = jvi.networks.network(MLP(16)), jvi.networks.network(MLP(64))
+encoder, decoder = (jvi.networks.network(jvi.encoders.MLP(size, hidden=(128,))) for size in (16, 64))
 guide = jvi.guides.conditional(encoder, lambda out: distrax.MultivariateNormalDiag(out[:8], jax.nn.softplus(out[8:]) + 1e-4))
 
 
 def log_joint(params, x, z):
     log_prior = jnp.sum(distrax.Normal(0.0, 1.0).log_prob(z))
     return log_prior + jnp.sum(distrax.Bernoulli(logits=decoder.apply(params, z)).log_prob(x))
+
+
+model = jvi.learned(lambda rng, x: decoder.init(rng, jnp.zeros(8)), log_joint)
 
 
 def minibatches(images, size, seed):
@@ -45,8 +38,8 @@ def minibatches(images, size, seed):
 def main(num_steps, batch_size=128):
     me, count = jax.process_index(), jax.process_count()
     images = (load_digits().data > 7.5).astype(np.float32)[me::count]
-    model = jvi.learned(lambda rng, x: decoder.init(rng, jnp.zeros(8)), log_joint)
-    svi = jvi.SVI(jvi.per_example(jvi.iwae(model, guide, num_samples=5)), jvi.optimizer(optax.adam, 1e-3))
+    objective = jvi.per_example(jvi.iwae(model, guide, num_samples=5))
+    svi = jvi.SVI(objective, jvi.optimizer(optax.adam, 1e-3))
     batches = minibatches(images, batch_size // count, seed=me)
     state, info = jvi.fit_batches(svi, jax.random.key(0), batches, num_steps=num_steps, mesh=jvi.sharding.data_mesh())
     if me == 0:
@@ -59,6 +52,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     for name, kind in {"--coordinator": str, "--num-processes": int, "--process-id": int}.items():
         parser.add_argument(name, type=kind)  # left out, JAX asks the cluster
+    parser.add_argument("--num-steps", type=int, default=2_000)
     args = parser.parse_args()
     jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id, heartbeat_timeout_seconds=30)
-    main(2_000)
+    main(args.num_steps)

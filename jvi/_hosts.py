@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
@@ -34,7 +36,27 @@ def of_all(mesh: Any, *numbers: float) -> np.ndarray:
     if not several(mesh):
         return mine[None]
     # As bits: what jax gathers is float32 by default.
-    return np.asarray(process_allgather(mine.view(np.uint32))).view(np.float64)
+    with reaching(mesh):
+        return np.asarray(process_allgather(mine.view(np.uint32))).view(np.float64)
+
+
+@contextmanager
+def reaching(mesh: Any) -> Iterator[None]:
+    """Where this process waits for the others.
+
+    Raises:
+      ConnectionError: if one of them has ended.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # A closed connection comes as either, with the name of a status in front.
+        if not several(mesh) or not re.match("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED): ", str(error)):
+            raise
+        raise ConnectionError(
+            f"process {jax.process_index()} of {jax.process_count()} waited for another one that has ended: look at what that one said "
+            "last, and start all of them again."
+        ) from error
 
 
 def together(mesh: Any, function: Callable[[], T], what: str) -> T:

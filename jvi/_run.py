@@ -87,9 +87,9 @@ class Run:
     def chunk(self, feed: Any, size: int, state: State, data: Data, length: int) -> State:
         """Enter the loop once, for at most `length` steps."""
         began = perf_counter()
-        with sharding.entered(self.mesh):
+        with sharding.entered(self.mesh), hosts.reaching(self.mesh):
             new, rows = loop(self.svi, feed, size, _masked(), self.schedule, state, data, self.beta, length)
-        rows, step, in_a_row = jax.device_get((rows, new.step, new.skipped_in_a_row))  # the one sync
+            rows, step, in_a_row = jax.device_get((rows, new.step, new.skipped_in_a_row))  # the one sync
         self._adapt(length, perf_counter() - began)
         taken, self.step = int(step) - self.step, int(step)
         bound, grad_norm, ess, finite = rows[:taken].T.copy()  # of a view, the whole buffer would be kept

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from cases_meshes import BATCH, OBJECTIVES, Sum, X, key, run, svi
+from cases_meshes import BATCH, OBJECTIVES, REAL, X, key, run, svi
 
 import jvi
 
@@ -43,8 +43,10 @@ def refused(*args, **kwargs):
 
 
 def numbers(me, count, mesh, out):
-    state, info = run(Sum(tuple(OBJECTIVES.values())), mesh)
-    found = {f"leaf {i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state.params))}
+    state, info = run(REAL, mesh)
+    with jax.enable_x64(True):
+        discrete, _ = run(OBJECTIVES["vimco"], mesh)
+        found = {f"leaf {i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves((state.params, discrete.params)))}
     one = svi(OBJECTIVES["elbo"])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

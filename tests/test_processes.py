@@ -1,52 +1,86 @@
-"""Real processes over loopback: the same numbers as one, errors on all of them, and no waiting for the dead."""
+"""Real processes over loopback: the numbers of one, errors on all of them, and no waiting for the dead."""
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-WORKER = Path(__file__).parent / "mesh_worker.py"
-POD = Path(__file__).parent.parent / "examples" / "pod.py"
+WORKER, POD = Path(__file__).parent / "mesh_worker.py", Path(__file__).parent.parent / "examples" / "pod.py"
 
 
-def free_port():
+def started(count, command, devices=1):
+    """Processes of so many devices each, told who they are by `command(me, port)`."""
     with socket.socket() as found:
         found.bind(("localhost", 0))
-        return found.getsockname()[1]
+        port = found.getsockname()[1]
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(POD.parent.parent)}
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, command(me, port))],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for me in range(count)
+    ]  # fmt: skip
 
 
-def start(*args):
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    command = [sys.executable, *map(str, args)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def started(task, count, out):
-    port = free_port()
-    return [start(WORKER, task, me, count, port, out) for me in range(count)]
-
-
-def done(processes, timeout=120):
-    """What they wrote; all are stopped, whatever happens."""
+def finished(processes):
+    """What they printed. Whatever happens, none is left."""
     try:
-        said = [process.communicate(timeout=timeout) for process in processes]
+        said = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()
     for process, (_, errors) in zip(processes, said, strict=True):
         assert process.returncode == 0, errors[-3_000:]
-    return [output for output, _ in said]
+    return [printed for printed, _ in said]
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    out = tmp_path_factory.mktemp("processes")
-    for count in (1, 2, 4):
-        done(started("numbers", count, out))
-    return {path.stem: dict(np.load(path)) for path in out.glob("*.npz")}
+def test_processes_give_the_numbers_of_one_and_stop_together(tmp_path):
+    counts = (1, 2, 4) if "JVI_MANY_PROCESSES" in os.environ else (1, 2)
+    for count in counts:
+        finished(started(count, lambda me, port, count=count: (WORKER, "numbers", me, count, port, tmp_path), 4 // count))
+    one = dict(np.load(tmp_path / "1-0.npz"))
+    for count in counts[1:]:
+        for me in range(count):
+            found = dict(np.load(tmp_path / f"{count}-{me}.npz"))
+            for name in found:
+                if found[name].dtype.kind == "f":
+                    error = (64 if found[name].dtype == np.float32 else 1e5) * np.finfo(found[name].dtype).eps
+                    np.testing.assert_allclose(found[name], one[name], rtol=error, atol=error, err_msg=name)
+            assert len(found["streamed"]) == 10  # as the first process, whose minibatches end before the others'
+            assert found["ended"].tolist() == ["the iterator ended after 10 of 50 batches; the run ends there."]
+            last = me == count - 1
+            assert ("batch 70 must not hold NaN" if last else f"process {count - 1} of {count} failed") in str(found["spoiled"])
+            assert "rng must be the same on every process" in str(found["other key"])
+
+
+def test_a_process_that_dies_ends_the_other(tmp_path):
+    first, second = started(2, lambda me, port: (WORKER, "death", me, 2, port, tmp_path))
+    try:
+        second.communicate(timeout=300)
+        _, errors = first.communicate(timeout=60)
+        waited = time.time() - float((tmp_path / "died").read_text())
+    finally:
+        first.kill()
+        second.kill()
+    print(f"ended after {waited:.1f} s")
+    assert first.returncode not in (0, None)
+    assert "waited for another one that has ended" in errors
+    assert waited < 30.0  # a closed connection is seen at once, a silent one after the ten seconds of its heartbeat
+
+
+def test_the_pod_example_runs_as_two_processes():
+    def command(me, port):
+        return POD, "--coordinator", f"localhost:{port}", "--num-processes", 2, "--process-id", me, "--num-steps", 200
+
+    printed, nothing = finished(started(2, command))
+    assert "nats" not in nothing
+    assert re.search(r"2 processes, 2 devices, 200 steps: -\d\d\.\d nats an image", printed)
