@@ -21,6 +21,7 @@ LAYERS = [
     {"_precision", "_spec", "_typing", "report"},
     {"_tree"},
     {"_ahead", "_bijectors", "_checks", "_one_draw", "_pace", "_parents", "_progress", "_shuffle", "_stationarity", "_vectors"},
+    {"_leaves"},
     {"_store"},
     {"_additive", "_distributions", "encoders._layers", "kernels", "noise", "resampling", "schedules"},
     {"encoders.attention", "encoders.plain", "encoders.recurrent"},
