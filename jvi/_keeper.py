@@ -18,7 +18,7 @@ from jvi._store import DAMAGED, LOG, STEPS, DamagedError, Found, Store
 from jvi._typing import Data, PRNGKey, PyTree
 from jvi.svi import SVI, FitError, Info, State
 
-EVALUATIONS = 64  # of the bound at a checkpoint
+EVALUATIONS = 32  # of the bound at a checkpoint
 _COLUMNS = len(Info._fields)
 
 
