@@ -19,7 +19,7 @@ from jvi._store import DAMAGED, LOG, STEPS, DamagedError, Found, Store
 from jvi._typing import Data, PRNGKey, PyTree
 from jvi.svi import SVI, FitError, Info, State
 
-EVALUATIONS = 64  # of the bound at a checkpoint
+EVALUATIONS = 32  # of the bound at a checkpoint
 _COLUMNS = len(Info._fields)
 
 
@@ -154,8 +154,8 @@ class Keeper:
         score = -np.inf if np.isnan(bound) else -bound if upper else bound
         self.last = max(step, self.last + 1)
         record = {
-            **record, "done": run.done, "skipped": int(trees["state"].skipped), "bound": bound, "standard_error": error, "score": score,
-            "saved": time.time(), "position": self.stacks.position if self.stacks else None, "jax": jax.__version__,
+            **record, "done": run.done, "skipped": int(trees["state"].skipped), "bound": bound, "standard_error": error,
+            "score": score, "saved": time.time(), "position": self.stacks.position if self.stacks else None, "jax": jax.__version__,
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         }  # fmt: skip
         try:

@@ -6,7 +6,6 @@ name of item, and `record`, numbers and words as JSON. A checkpoint appears unde
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
@@ -17,10 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from jvi import _tree
+from jvi import _leaves as leaves
 from jvi._typing import PyTree
 
 try:
@@ -175,7 +172,7 @@ class Store:
           ValueError: if one differs.
         """
         for item, tree in like.items():
-            if difference := _difference(record["leaves"].get(item, []), _described(tree)):
+            if difference := leaves.difference(record["leaves"].get(item, []), leaves.described(tree)):
                 raise ValueError(
                     f"checkpoint {step} in {self.folder} is of another model or optimizer. The first leaf that differs: "
                     f"{difference}. Nothing was written; take another folder, or the program that wrote this one."
@@ -188,7 +185,7 @@ class Store:
           DamagedError: if they cannot be read.
         """
         ocp = _orbax()
-        targets = {item: _targets(tree) for item, tree in like.items()}
+        targets = {item: leaves.targets(tree) for item, tree in like.items()}
         args = {item: ocp.args.StandardRestore(target) for item, target in targets.items() if target}
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -197,7 +194,7 @@ class Store:
             raise
         except Exception as error:  # whatever a damaged file leads to
             raise DamagedError(f"checkpoint {step} in {self.folder} cannot be read whole ({_first_line(error)})") from error
-        return {item: _decoded(read[item] if targets[item] else {}, tree) for item, tree in like.items()}
+        return {item: leaves.decoded(read[item] if targets[item] else {}, tree) for item, tree in like.items()}
 
     def begin(self, about: dict[str, Any], keep_all: bool = False) -> None:
         """Get ready to write: clear away what a killed save has left."""
@@ -227,9 +224,9 @@ class Store:
           OSError: if this or the one before could not be written.
         """
         ocp = _orbax()
-        record = {**record, "leaves": {item: _described(tree) for item, tree in trees.items()}}
-        items = {item: leaves for item, tree in trees.items() if (leaves := _encoded(tree))}
-        args = {item: ocp.args.StandardSave(leaves) for item, leaves in items.items()}
+        record = {**record, "leaves": {item: leaves.described(tree) for item, tree in trees.items()}}
+        items = {item: numbered for item, tree in trees.items() if (numbered := leaves.encoded(tree))}
+        args = {item: ocp.args.StandardSave(numbered) for item, numbered in items.items()}
         self._delete()
         metrics = None if score is None else {"score": score}
         with self._writing(step):
@@ -276,64 +273,6 @@ class Store:
 
 def _score(metrics: dict[str, float]) -> float:
     return metrics["score"]
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
-
-
-def _described(tree: PyTree) -> list[list[str]]:
-    """The leaves' names and what they are."""
-    return [[name, f"{jnp.result_type(leaf)}[{','.join(map(str, np.shape(leaf)))}]"] for name, leaf in _tree.named_leaves(tree)]
-
-
-def _difference(saved: list[list[str]], wanted: list[list[str]]) -> str | None:
-    for there, here in itertools.zip_longest(saved, wanted):
-        if there != here:
-            if here is None:
-                return f"{there[0]} ({there[1]}) is only there"
-            if there is None:
-                return f"{here[0]} ({here[1]}) is only here"
-            if there[0] == here[0]:
-                return f"{there[0]} is {there[1]} there and {here[1]} here"
-            return f"{there[0]} ({there[1]}) there stands where {here[0]} ({here[1]}) does here"
-    return None
-
-
-def _encoded(tree: PyTree) -> dict[str, Any]:
-    """The leaves by number. On a CPU they are copied: the buffers may be donated while they are written."""
-
-    def one(leaf: Any) -> Any:
-        leaf = jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
-        return jnp.copy(leaf) if any(device.platform == "cpu" for device in leaf.devices()) else leaf
-
-    return {str(i): one(leaf) for i, leaf in enumerate(jax.tree.leaves(tree)) if np.size(leaf)}
-
-
-def _targets(tree: PyTree) -> dict[str, Any]:
-    """What orbax is to read: for an array that is placed, one placed alike, and a NumPy array for any other."""
-
-    def one(leaf: Any) -> Any:
-        shape = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-        if isinstance(leaf, jax.Array) and leaf.committed:
-            placed = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-            return jax.ShapeDtypeStruct(placed.shape, placed.dtype, sharding=placed.sharding)
-        return np.broadcast_to(np.zeros((), jnp.result_type(shape)), np.shape(shape))
-
-    return {str(i): one(leaf) for i, leaf in enumerate(jax.tree.leaves(tree)) if np.size(leaf)}
-
-
-def _decoded(leaves: dict[str, Any], like: PyTree) -> PyTree:
-    def one(i: int, leaf: Any) -> Any:
-        if not np.size(leaf):
-            return jnp.zeros(np.shape(leaf), jnp.result_type(leaf))
-        if not _is_key(leaf):
-            return jnp.asarray(leaves[str(i)])
-        impl = jax.random.key_impl(leaf) if isinstance(leaf, jax.Array) else None
-        return jax.random.wrap_key_data(jnp.asarray(leaves[str(i)]), impl=impl)
-
-    flat, structure = jax.tree.flatten(like)
-    return jax.tree.unflatten(structure, [one(i, leaf) for i, leaf in enumerate(flat)])
 
 
 def _first_line(error: BaseException) -> str:

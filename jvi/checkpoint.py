@@ -63,7 +63,7 @@ def save(folder: Folder, state: State) -> int:
 def restore(folder: Folder, like: State, *, step: int | None = None, best: bool = False) -> State:
     """Read a state: the newest one, that of a step, or the best one of a run.
 
-    The best is that with the best bound, which a run evaluates whenever it saves: 64 times, with keys that no step uses.
+    The best is that with the best bound, which a run evaluates whenever it saves: 32 times, with keys that no step uses.
 
     Args:
       folder: what `save` was told, or `checkpoint=` of a run.
