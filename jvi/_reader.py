@@ -50,6 +50,7 @@ class Reader:
         self.first = self._fetch()
         if self.first is None:
             raise ValueError("batches must yield at least one minibatch; got an empty iterator.")
+        self._wanted = _layout(self.first)
         self._held: Any = self.first, self._own_state()  # fetched, and not returned yet
 
     def next(self) -> Data | None:
@@ -115,15 +116,19 @@ class Reader:
 
     def _is_short(self, batch: Data) -> bool:
         """Whether it is the last minibatch of an epoch and has fewer examples than the others."""
-        if self.first is None or (found := _tree.shapes(batch)) == (wanted := _tree.shapes(self.first)):
+        if self.first is None or self._fits(batch):
             return False
         if _fewer(batch, self.first) and next(self._iterator, None) is None:
-            self.left_out = found
+            self.left_out = _tree.shapes(batch)
             return True
         raise UnfitError(
-            f"every minibatch must have the first one's shapes, {wanted}; number {self.count} has {found}. Drop or pad a smaller one; "
-            "only the last of an epoch may be smaller, and sits out."
+            f"every minibatch must have the first one's shapes, {_tree.shapes(self.first)}; number {self.count} has "
+            f"{_tree.shapes(batch)}. Drop or pad a smaller one; only the last of an epoch may be smaller, and sits out."
         )
+
+    def _fits(self, batch: Data) -> bool:
+        # Types that differ on the host may be one on the device; that is slow to say.
+        return _layout(batch) == self._wanted or _tree.shapes(batch) == _tree.shapes(self.first)
 
     def _restart(self) -> bool:
         """Begin the next epoch, where there can be one."""
@@ -137,7 +142,7 @@ class Reader:
         """What comes after `count` minibatches of a source that can be indexed."""
         source: Any = self._batches
         size = len(source)
-        full = size - (_tree.shapes(check_data(source[size - 1])) != _tree.shapes(self.first))
+        full = size - (not self._fits(check_data(source[size - 1])))
         return (source[i] for i in range(count % full, size))
 
     def _own_state(self) -> Any:
@@ -146,10 +151,15 @@ class Reader:
         return copy.deepcopy(source.get_state()) if hasattr(source, "get_state") and hasattr(source, "set_state") else None
 
 
+def _layout(batch: Data) -> Any:
+    leaves, structure = jax.tree.flatten(batch)
+    return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+
 def _fewer(batch: Data, first: Data) -> bool:
     leaves, others = jax.tree.leaves(batch), jax.tree.leaves(first)
     return jax.tree.structure(batch) == jax.tree.structure(first) and all(
-        leaf.dtype == other.dtype and leaf.shape[1:] == other.shape[1:] and 0 < len(leaf) < len(other)
+        leaf.shape[1:] == other.shape[1:] and 0 < len(leaf) < len(other)
         for leaf, other in zip(leaves, others, strict=True)
         if leaf.ndim and other.ndim
     )

@@ -112,7 +112,6 @@ def test_the_particles_of_a_datum_see_one_draw_and_data_and_steps_others():
 
 
 OBJECTIVES = {
-    "dreg": jvi.objectives.dreg(MODEL, GUIDE, num_samples=3),
     "free bits": jvi.elbo(MODEL, GUIDE, num_samples=2, free_bits=5.0),
     "moving average": jvi.objectives.score(MODEL, GUIDE, num_samples=2, control=jvi.controls.moving_average()),
 }
