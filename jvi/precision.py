@@ -16,7 +16,7 @@ __all__ = ["Policy", "bfloat16"]
 
 @spec
 class Policy:
-    """A type that networks compute in. Real numbers are rounded to it on their way in, parameters included, and widened on their way out.
+    """A type that networks compute in: numbers are rounded to it on their way in, parameters included, and widened on their way out.
 
     What is optimized stays in float32, and so do its gradients, log-densities, their sums and log-sum-exps: they are outside of the
     networks. `jvi.networks.network(module, precision=policy)` is for a network that guides or models take; the policy itself is for a

@@ -21,8 +21,8 @@ X = (load_digits().data[:256] > 7.5).astype(np.float32)
 LATENTS = 4
 # What networks compute with; a log-density, a log-sum-exp or a draw would bring in more.
 OF_NETWORKS = {
-    "dot_general", "add", "add_any", "convert_element_type", "max", "mul", "select_n", "reduce_sum", "transpose", "gt", "eq", "reshape",
-    "broadcast_in_dim", "jit", "pjit", "custom_jvp_call", "cond", "while", "squeeze", "slice", "concatenate", "pad", "split", "lt", "ge",
+    "dot_general", "add", "add_any", "convert_element_type", "max", "mul", "select_n", "reduce_sum", "transpose", "gt", "eq",
+    "reshape", "broadcast_in_dim", "jit", "pjit", "custom_jvp_call", "squeeze",
 }  # fmt: skip
 
 
@@ -168,5 +168,5 @@ def test_what_is_no_precision_is_refused():
         jvi.precision.Policy("narrow")
     with pytest.raises(TypeError, match="called with a function"):
         bfloat16(3.0)
-    with pytest.raises(TypeError, match="one of jvi.precision"):
+    with pytest.raises(TypeError, match="precision must be one of"):
         jvi.networks.network(nn.Dense(3), precision=jnp.bfloat16)
