@@ -57,7 +57,7 @@ def main() -> int:
         return work(*options.worker)
     console = Console(highlight=False)
     if options.check:
-        return check(console, options.check)
+        return check(console, options.check, options.case or list(CASES))
     from benchmarks.step_time import device_name
 
     lines = [f"# Throughput, {date.today()}", "", f"Device: {device_name()}. `{_command(options)}`", ""]
@@ -152,14 +152,15 @@ def _problem(case: Case):
     return jvi.per_example(jvi.elbo(*jvi_parts(case))).init(jax.random.key(0), x), x
 
 
-def check(console: Console, num_keys: int) -> int:
+def check(console: Console, num_keys: int, names: list[str]) -> int:
     """Compare values and gradients with those of the loop by hand."""
     import jax
 
     from benchmarks.estimator_time import apart
 
     table, worst = Table("case", "contender", "largest z"), 0.0
-    for name, case in CASES.items():
+    for name in names:
+        case = CASES[name]
         params, x = _problem(case)
         case = case._replace(num_samples=min(case.num_samples, 8))
         bounds = {one: BUILDERS[one](case, None).bound for one in BUILDERS if _installed(one)}
