@@ -64,15 +64,20 @@ def both(case: Case, build: Callable[[Any, Any], Any], by_hand: Callable[..., An
 
 
 def largest_z(case: Case, build: Callable[[Any, Any], Any], by_hand: Callable[..., Any], num_keys: int) -> float:
-    """How far apart the two are on average, in standard errors: of the value, and of the gradient along 30 random directions."""
+    """How far apart the two are on average."""
     params, ours, hand = both(case, build, by_hand)
-    seen = []
+    return apart(ours, hand, params, case.x, num_keys)
+
+
+def apart(ours: Callable[..., Any], hand: Callable[..., Any], params: Any, x: Any, num_keys: int) -> float:
+    """How far two values and gradients are apart on average, in standard errors: the gradients along 30 random directions."""
+    seen, directions = [], _directions(ravel_pytree(params)[0].size)
     for function, seed in ((ours, 1), (hand, 2)):
         rows = []
         for key in jax.random.split(jax.random.key(seed), num_keys):
-            value, grads = function(params, key, case.x)
+            value, grads = function(params, key, x)
             flat, _ = ravel_pytree(grads)
-            rows.append(np.concatenate([[float(value)], _directions(flat.size) @ np.asarray(flat)]))
+            rows.append(np.concatenate([[float(value)], directions @ np.asarray(flat)]))
         seen.append(np.stack(rows))
     gap = seen[0].mean(0) - seen[1].mean(0)
     error = np.sqrt(sum(each.var(0, ddof=1) / num_keys for each in seen))

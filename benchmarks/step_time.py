@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import resource
 import statistics
@@ -28,8 +27,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.contenders import BUILDERS, CASES, SLOW, build, data
+from benchmarks.workers import ROOT, Worker, serve
 
-ROOT = Path(__file__).parent.parent
+MODULE = "benchmarks.step_time"
 REFERENCE = "hand-written"
 LIBRARIES = {"NumPyro": "numpyro", "BlackJAX": "blackjax", "PyMC": "pymc", "Pyro": "pyro"}
 IMPORTS = {"jvi": "import jvi", "jax, optax, flax, distrax": "import jax, optax, flax, distrax"}
@@ -80,8 +80,8 @@ def measure(case: str, names: list[str], rounds: int, cold: int, progress: Progr
             worker.close()
         for name in list(times):
             try:
-                workers[name] = Worker(case, name)
-                times[name]["cold"].append(workers[name].run(0))
+                workers[name] = Worker(MODULE, case, name)
+                times[name]["cold"].append(workers[name].ask(0)["us"])
             except RuntimeError as error:
                 progress.console.print(f"[dim]{name} left out of '{case}': {error}")
                 del times[name]
@@ -91,7 +91,7 @@ def measure(case: str, names: list[str], rounds: int, cold: int, progress: Progr
         for kind, seed in (("warm", 0), ("new data", i + 1)):
             for name, worker in workers.items():
                 if i < max(2, rounds // (3 if name in SLOW else 1)):
-                    times[name][kind].append(worker.run(seed))
+                    times[name][kind].append(worker.ask(seed)["us"])
         progress.advance(task)
     for worker in workers.values():
         worker.close()
@@ -106,61 +106,21 @@ def measure(case: str, names: list[str], rounds: int, cold: int, progress: Progr
     return out
 
 
-class Worker:
-    """A process that runs one contender on one case, whenever it is asked."""
-
-    def __init__(self, case: str, name: str) -> None:
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.step_time", "--worker", case, name]
-        self._process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        self._steps = CASES[case].num_steps // SLOW.get(name, 1)
-        self._answer()
-
-    def run(self, seed: int) -> float:
-        """Fit on the data of this seed; microseconds a step."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{seed}\n")
-        self._process.stdin.flush()
-        return 1e6 * self._answer()["seconds"] / self._steps
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _answer(self) -> dict[str, float]:
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        line = self._process.stdout.readline()
-        if not line.startswith("{"):
-            raise RuntimeError((self._process.stderr.read().strip() or "no answer").splitlines()[-1])
-        return json.loads(line)
-
-
 def work(case_name: str, name: str) -> int:
     case = CASES[case_name]._replace(num_steps=CASES[case_name].num_steps // SLOW.get(name, 1))
     run = build(name, case)
-    _touch_device()
-    print(json.dumps({"ready": 1}), flush=True)
-    for line in sys.stdin:
-        x = data(case, int(line))
+
+    def answer(seed: str) -> dict[str, float]:
+        x = data(case, int(seed))
         began = time.perf_counter()
-        bounds = run(int(line), x)
+        bounds = run(int(seed), x)
         seconds = time.perf_counter() - began
         if len(bounds) != case.num_steps or not np.isfinite(bounds[-1]):
             raise RuntimeError(f"{name} ran {len(bounds)} of {case.num_steps} steps, to a bound of {bounds[-1]}")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(json.dumps({"seconds": seconds, "bound": float(np.mean(bounds[-50:])), "peak": peak}), flush=True)
-    return 0
+        return {"us": 1e6 * seconds / case.num_steps, "bound": float(np.mean(bounds[-50:])), "peak": peak}
 
-
-def _touch_device() -> None:
-    """Start the backend, which is no contender's doing."""
-    if "jax" in sys.modules:
-        import jax
-
-        jax.block_until_ready(jax.device_put(np.zeros(1)))
+    return serve(answer)
 
 
 def device_name() -> str:
@@ -172,13 +132,8 @@ def device_name() -> str:
 
 def _growth() -> float:
     """MiB by which 100 refits on new data raise a process's peak memory, after 10 of them."""
-    worker = Worker(next(iter(CASES)), "jvi")
-    peaks = []
-    for seed in range(110):
-        assert worker._process.stdin is not None
-        worker._process.stdin.write(f"{seed}\n")
-        worker._process.stdin.flush()
-        peaks.append(worker._answer()["peak"])
+    worker = Worker(MODULE, next(iter(CASES)), "jvi")
+    peaks = [worker.ask(seed)["peak"] for seed in range(110)]
     worker.close()
     return (peaks[-1] - peaks[9]) / 1024
 
