@@ -15,6 +15,7 @@ from jax.scipy.stats import norm
 
 import jvi
 from benchmarks.estimators_by_hand import LATENTS, PIXELS, Case, K, Rows, apply, network, rloo, stop, vimco
+from jvi import resampling
 
 CLASSES, STEPS, STATES = 10, 50, 4
 TEMPERATURE = 0.5
@@ -131,7 +132,7 @@ def relax(case, params, key, x):
         if control.network == ():
             return value
         seen = jnp.concatenate([jnp.broadcast_to(x[:, None], (*z.shape[:2], x.shape[-1])), _soft(score, 1.0)], -1)
-        return value + NET.apply({"params": control.network}, seen)[..., 0]
+        return value + jnp.asarray(NET.apply({"params": control.network}, seen))[..., 0]
 
     def signals(control):
         value, pullback = jax.vjp(lambda score: surrogate(control, score), score)
@@ -170,7 +171,7 @@ def fivo(case, params, key, x):
         before, log_w = carry
         of_resampling, of_proposal = jax.random.split(key)
         needed = -logsumexp(2.0 * log_w) < math.log(0.5 * K)  # normalized: the ESS is 1 / sum(w^2)
-        chosen = jnp.where(needed, jvi.resampling.systematic(of_resampling, stop(log_w)), jnp.arange(K))
+        chosen = jnp.where(needed, resampling.systematic(of_resampling, stop(log_w)), jnp.arange(K))
         log_w = jnp.where(needed, -math.log(K), log_w)
         z, log_alpha = propose(of_proposal, x_t, before[chosen])
         increment = logsumexp(log_w + log_alpha)

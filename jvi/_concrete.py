@@ -64,7 +64,8 @@ def soft(score: Array, one_hot: bool, temperature: Any) -> Array:
     scaled = score / temperature
     value = softmax(scaled) if one_hot else sigmoid(scaled)
     limits = np.finfo(value.dtype)
-    return jnp.clip(value, limits.tiny, 1.0 - limits.epsneg)  # a density's log is infinite where a draw is rounded to the edge
+    # A density's log is infinite where a draw is rounded to the edge. The slope there is next to nothing, and left as it is.
+    return value + jax.lax.stop_gradient(jnp.clip(value, limits.tiny, 1.0 - limits.epsneg) - value)
 
 
 def log_mass(z: Array, logits: Array, one_hot: bool) -> Scalar:
@@ -117,4 +118,4 @@ def path_left(slope: Array, score: Array, logits: Array, one_hot: bool) -> Array
 
 def split(rng: PRNGKey, found: Logits) -> list[PRNGKey]:
     """A key for every latent."""
-    return list(jax.random.split(rng, len(found.values)))
+    return [rng] if len(found.values) == 1 else list(jax.random.split(rng, len(found.values)))

@@ -217,7 +217,10 @@ def check_linear(name: str, objective: Any) -> None:
     check_objective(objective)
     refuse_training(objective)
     if not hasattr(objective, "bound") or not hasattr(objective, "model"):
-        raise TypeError(f"{name} takes an objective of one model, such as jvi.elbo(model, guide); got {objective!r}.")
+        raise TypeError(
+            f"{name} takes an objective of one model, such as jvi.elbo(model, guide) or jvi.objectives.score, and sees to the data's "
+            f"axis itself; got {type(objective).__name__}."
+        )
     if objective.bound is not bounds.elbo:
         raise ValueError(
             f"{name} takes the ELBO: a bound of several log-weights is not linear in the log-likelihood, so that its mean over "
