@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 
+from jvi import _tree
 from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, Params, PRNGKey, Scalar
 from jvi.guides.amortize import amortize, num_params
@@ -75,14 +76,19 @@ def auto(log_joint: Any, space: Space, x: Data = None, *, report: Callable[[str]
     one block each; what is small enough a dense covariance; what is not, diagonal plus low rank. What depends on what is read off the
     curvature at three random points, for spaces of up to 1,000 coordinates.
 
+    Of a learned model, that is the curvature at the parameters that its `init` makes, those that are zero moved off it: a last layer
+    that starts at zero hides what its network depends on. For a posterior of every datum, amortize the guide:
+    `amortize(auto(model, space, x_0), network)`, with `num_params(guide, x_0)` outputs.
+
     Args:
-      log_joint: a model, or `(x, z) -> scalar` (`(z) -> scalar` where `x` is None).
+      log_joint: a model, learned or not, or `(x, z) -> scalar` (`(z) -> scalar` where `x` is None).
       space: where the latents live.
-      x: data.
+      x: data, as the log-joint takes them: one datum of a model that is fitted by `jvi.per_example`.
       report: what is told the reasons, a line each; None for nobody.
 
     Raises:
       TypeError: if `log_joint` is neither, or `space` no space.
+      ValueError: if the log-joint does not take the parameters, the data and a draw of the space, or is not one number.
 
     Example:
       >>> import jax, jax.numpy as jnp, jvi
@@ -96,7 +102,8 @@ def auto(log_joint: Any, space: Space, x: Data = None, *, report: Callable[[str]
     if not isinstance(space, Space):
         raise TypeError(f"space must be made by jvi.space, as in jvi.space({{'w': jvi.real(3)}}); got {space!r}.")
     told = report or (lambda line: None)
-    linked = _dependence(log_joint, space, x) if space.size <= _PROBED else None
+    found = _checked(log_joint, space, x)
+    linked = _dependence(found, space, x) if space.size <= _PROBED else None
     if linked is None:
         told(f"{space.size:,} coordinates: more than {_PROBED:,}, so that the curvature was not looked at")
     series = _series(space, linked)
@@ -167,13 +174,27 @@ def _names(space: Space) -> list[str]:
     return [str(name) for name in tree] if flat else []
 
 
-def _dependence(log_joint: Any, space: Space, x: Data) -> np.ndarray:
-    """Whether the log-density's mixed second derivatives differ from zero [D, D]."""
-    if not isinstance(log_joint, Model) and not callable(log_joint):
+def _checked(log_joint: Any, space: Space, x: Data) -> Any:
+    """The log-joint as a model, once it is known to take what it will be given."""
+    if not isinstance(log_joint, Model) and (not callable(log_joint) or hasattr(log_joint, "init")):
         raise TypeError(f"log_joint must be a model or a function; got {log_joint!r}.")
     function: Any = log_joint
     found: Any = log_joint if isinstance(log_joint, Model) else model(function if x is not None else WithoutData(function))
-    params = found.init(jax.random.key(0), x)
+    z = jax.eval_shape(lambda u: space.constrain(u)[0], jnp.zeros(space.size))
+    try:
+        jax.eval_shape(lambda z: found.log_joint(found.init(jax.random.key(0), x), x, z), z)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the log-joint must take data of {_tree.shapes(x)} and a draw of {_tree.shapes(z)}; it says {type(error).__name__}: "
+            f"{error} Hand over one datum in place of a batch, the x that its init looks at, or jvi.learned(init, log_joint) for a "
+            "function that takes parameters."
+        ) from error
+    return found
+
+
+def _dependence(found: Model, space: Space, x: Data) -> np.ndarray:
+    """Whether the log-density's mixed second derivatives differ from zero [D, D]."""
+    params = _off_zero(found.init(jax.random.key(0), x))
 
     def slope(u: Array) -> Array:
         def density(u: Array) -> Scalar:
@@ -189,6 +210,18 @@ def _dependence(log_joint: Any, space: Space, x: Data) -> np.ndarray:
     scale = np.sqrt(np.abs(np.einsum("nii->ni", curvature)))
     curvature = np.abs(curvature) > 1e-6 * scale[:, :, None] * scale[:, None, :]
     return np.any(curvature | ~np.isfinite(scale)[:, :, None], 0)
+
+
+def _off_zero(params: Params) -> Params:
+    """Parameters that are zero moved to small numbers."""
+    leaves, tree = jax.tree.flatten(params)
+    moved = [
+        jnp.where(leaf == 0.0, 0.1 * jax.random.normal(jax.random.key(i), jnp.shape(leaf)), leaf)
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        else leaf
+        for i, leaf in enumerate(leaves)
+    ]
+    return tree.unflatten(moved)
 
 
 def _counted(size: int) -> str:
