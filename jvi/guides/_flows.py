@@ -37,16 +37,40 @@ class Flow(NamedTuple):
     layers: Conditioners
 
 
-def check_flow(space: Any, num_layers: Any, hidden: Any, init_scale: float, context: Any) -> None:
+# The flows take these three as methods: in what they share, only the layers differ.
+
+
+def check_flow(self: Any) -> None:
     """Raise for what makes no flow."""
-    check(space, init_scale)
-    check_count(num_layers, "num_layers")
-    if not isinstance(hidden, tuple):
-        raise TypeError(f"hidden must be a tuple of widths such as (64, 64), got {hidden!r}.")
-    for i, width in enumerate(hidden):
+    check(self.space, self.init_scale)
+    check_count(self.num_layers, "num_layers")
+    if not isinstance(self.hidden, tuple):
+        raise TypeError(f"hidden must be a tuple of widths such as (64, 64), got {self.hidden!r}.")
+    for i, width in enumerate(self.hidden):
         check_count(width, f"hidden[{i}]")
-    if context is not None and not callable(context):
-        raise TypeError(f"context must be a function (x) -> array [C], got {context!r}.")
+    if self.context is not None and not callable(self.context):
+        raise TypeError(f"context must be a function (x) -> array [C], got {self.context!r}.")
+
+
+def at_origin(self: Any, rng: PRNGKey, x: Data) -> Flow:
+    """Parameters at which the guide is a Gaussian at the origin with standard deviation `init_scale`."""
+    return Flow(_base(self.space, self.init_scale), self._layers(rng, x))
+
+
+def at_gaussian(self: Any, rng: PRNGKey, x: Data, loc: Array, root: Array) -> Flow:
+    """Parameters at which the guide is a given Gaussian of the coordinates.
+
+    Args:
+      rng: key of the networks' hidden weights.
+      x: one datum; only its context's shape matters.
+      loc: mean [D].
+      root: lower triangular, with a positive diagonal, such that the covariance is root root' [D, D]. Beyond 100 coordinates
+        only its diagonal, the variances, is kept.
+
+    Raises:
+      ValueError: if the shapes are not those of the space.
+    """
+    return Flow(_given(self.space, loc, root), self._layers(rng, x))
 
 
 def context_of(context: Context | None, x: Data) -> Array | None:
@@ -57,26 +81,6 @@ def context_of(context: Context | None, x: Data) -> Array | None:
     if found.ndim != 1:
         raise ValueError(f"context must return an array [C], got shape {list(found.shape)}: flatten it, as with jnp.ravel.")
     return found
-
-
-def base(space: Space, init_scale: float) -> Diagonal | Dense:
-    """A Gaussian that has seen nothing."""
-    loc, log_scale = start(space, init_scale)
-    return Dense(loc, log_scale, jnp.zeros((space.size, space.size))) if space.size <= MAX_DENSE else Diagonal(loc, log_scale)
-
-
-def at_gaussian(space: Space, loc: Array, root: Array) -> Diagonal | Dense:
-    """N(loc, root root'); of a diagonal base, with its marginal variances."""
-    size = space.size
-    if np.shape(loc) != (size,) or np.shape(root) != (size, size):
-        raise ValueError(
-            f"loc must have shape [{size}] and root [{size}, {size}], one entry for every coordinate of {space}; got "
-            f"{list(np.shape(loc))} and {list(np.shape(root))}."
-        )
-    loc, root = jnp.asarray(loc, float), jnp.asarray(root, float)
-    if size <= MAX_DENSE:
-        return dense(loc, root)
-    return Diagonal(loc, 0.5 * jnp.log(jnp.sum(root**2, 1)))
 
 
 def draw(space: Space, params: Flow, rng: PRNGKey, forward: Map) -> tuple[Latent, Scalar]:
@@ -116,3 +120,23 @@ def affine(output: Array) -> tuple[Array, Array]:
     """A network's output [2 n] as the log-scales and the shifts of n coordinates."""
     raw, shift = jnp.split(output, 2)
     return MAX_LOG_SCALE * jnp.tanh(raw / MAX_LOG_SCALE), shift
+
+
+def _base(space: Space, init_scale: float) -> Diagonal | Dense:
+    """A Gaussian that has seen nothing."""
+    loc, log_scale = start(space, init_scale)
+    return Dense(loc, log_scale, jnp.zeros((space.size, space.size))) if space.size <= MAX_DENSE else Diagonal(loc, log_scale)
+
+
+def _given(space: Space, loc: Array, root: Array) -> Diagonal | Dense:
+    """N(loc, root root'); of a diagonal base, with its marginal variances."""
+    size = space.size
+    if np.shape(loc) != (size,) or np.shape(root) != (size, size):
+        raise ValueError(
+            f"loc must have shape [{size}] and root [{size}, {size}], one entry for every coordinate of {space}; got "
+            f"{list(np.shape(loc))} and {list(np.shape(root))}."
+        )
+    loc, root = jnp.asarray(loc, float), jnp.asarray(root, float)
+    if size <= MAX_DENSE:
+        return dense(loc, root)
+    return Diagonal(loc, 0.5 * jnp.log(jnp.sum(root**2, 1)))

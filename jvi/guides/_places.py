@@ -1,4 +1,4 @@
-"""Where in a composition something is: errors that name a part by its path, and parts that are found by theirs."""
+"""Where in a composition something is: errors that name a part by its path, parts that are found by theirs, what guides lack."""
 
 from __future__ import annotations
 
@@ -41,6 +41,15 @@ def check_guide(guide: Any) -> Any:
     if not isinstance(guide, Guide) or isinstance(guide, type):
         raise TypeError(f"a guide must have the methods init and sample_and_log_prob, got {guide!r}.")
     return guide
+
+
+def has(guide: Any, name: str) -> None:
+    """Begin with this the property of a combinator, that it be absent where the guide inside lacks it.
+
+    Raises:
+      AttributeError: if the guide has no such method.
+    """
+    getattr(guide, name)
 
 
 def opened(guide: Any, params: Params, x: Data) -> tuple[Any, Params, Data]:

@@ -10,7 +10,7 @@ import jax
 
 from jvi._spec import spec
 from jvi._typing import Data, Latent, Params, PRNGKey, Scalar
-from jvi.guides._places import with_part
+from jvi.guides._places import has, with_part
 from jvi.spaces import Space
 
 
@@ -93,7 +93,7 @@ class Through:
     @property
     def strata(self) -> Callable[[Params, PRNGKey, Data], Any]:
         """`(params, rng, x)` -> a draw from each stratum of a mixture, and their log masses."""
-        getattr(self.guide, "strata")  # noqa: B009
+        has(self.guide, "strata")
         return Strata(self)
 
     @property
@@ -133,7 +133,7 @@ class Through:
         return dataclasses.replace(self, guide=with_part(self.guide, path, change))
 
     def _method(self, name: str) -> Any:
-        getattr(self.guide, name)  # absent here where it is absent there
+        has(self.guide, name)
         return Method(self, name)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jvi import _tree
 from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, Params, PRNGKey, Scalar
-from jvi.guides._places import check_guide, part, with_part
+from jvi.guides._places import check_guide, has, part, with_part
 from jvi.guides._through import Through, trained
 from jvi.guides.functions import Guide
 
@@ -116,19 +116,19 @@ class Partial:
     @property
     def log_prob(self) -> Callable[[Params, Data, dict[str, Latent]], Scalar]:
         """`(params, x, z)` -> the log-density of what is drawn; the known latents in `z` are not looked at."""
-        getattr(self.guide, "log_prob")  # noqa: B009  absent here where it is absent there
+        has(self.guide, "log_prob")
         return OfDrawn(self, "log_prob")
 
     @property
     def entropy(self) -> Callable[[Params, Data, dict[str, Latent]], Scalar]:
         """`(params, x, z)` -> the entropy of what is drawn, nats."""
-        getattr(self.guide, "entropy")  # noqa: B009
+        has(self.guide, "entropy")
         return OfDrawn(self, "entropy")
 
     @property
     def distribution(self) -> Callable[[Params, Data], Any]:
         """`(params, x)` -> q(z | x), the known latents as points."""
-        getattr(self.guide, "distribution")  # noqa: B009
+        has(self.guide, "distribution")
         return WithPoints(self)
 
     def with_part(self, path: Sequence[str], change: Callable[[Any], Any]) -> Partial:

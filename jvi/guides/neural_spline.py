@@ -14,7 +14,7 @@ from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, PRNGKey, Scalar
 from jvi.guides._conditioners import Conditioners, Network, conditioners, networks
 from jvi.guides._couplings import coupled, uncoupled
-from jvi.guides._flows import Flow, at_gaussian, base, check_flow, context_of, draw, log_density
+from jvi.guides._flows import Flow, at_gaussian, at_origin, check_flow, context_of, draw, log_density
 from jvi.guides._splines import LEAST, bend, unbend
 from jvi.spaces import Space
 
@@ -64,32 +64,16 @@ class NeuralSpline:
     activation: Callable[[Array], Array] = jax.nn.relu
     reparameterized: ClassVar[bool] = True
 
+    init = at_origin
+    around = at_gaussian
+
     def __post_init__(self) -> None:
-        check_flow(self.space, self.num_layers, self.hidden, self.init_scale, self.context)
+        check_flow(self)
         check_count(self.num_bins, "num_bins", least=2)
         if self.num_bins > 0.5 / LEAST:
             raise ValueError(f"num_bins must be {0.5 / LEAST:.0f} or fewer, got {self.num_bins}.")
         if not self.bound > 0.0:
             raise ValueError(f"bound must be positive, got {self.bound}.")
-
-    def init(self, rng: PRNGKey, x: Data) -> Flow:
-        """Parameters at which the guide is a Gaussian at the origin with standard deviation `init_scale`."""
-        return Flow(base(self.space, self.init_scale), self._layers(rng, x))
-
-    def around(self, rng: PRNGKey, x: Data, loc: Array, root: Array) -> Flow:
-        """Parameters at which the guide is a given Gaussian of the coordinates.
-
-        Args:
-          rng: key of the networks' hidden weights.
-          x: one datum; only its context's shape matters.
-          loc: mean [D].
-          root: lower triangular, with a positive diagonal, such that the covariance is root root' [D, D]. Beyond 100 coordinates
-            only its diagonal, the variances, is kept.
-
-        Raises:
-          ValueError: if the shapes are not those of the space.
-        """
-        return Flow(at_gaussian(self.space, loc, root), self._layers(rng, x))
 
     def sample_and_log_prob(self, params: Flow, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
         """One draw and its log-density in nats."""

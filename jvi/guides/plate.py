@@ -14,7 +14,7 @@ from jvi import _distributions, _tree
 from jvi._checks import check_count
 from jvi._spec import spec
 from jvi._typing import Data, Latent, Params, PRNGKey, PyTree, Scalar
-from jvi.guides._places import check_guide, with_part
+from jvi.guides._places import check_guide, has, with_part
 from jvi.guides.functions import Guide
 
 
@@ -50,19 +50,19 @@ class Copies:
     @property
     def log_prob(self) -> Callable[[Params, Data, Latent], Scalar]:
         """`(params, x, z)` -> the sum of the copies' log-densities, nats."""
-        getattr(self.guide, "log_prob")  # noqa: B009  absent here where it is absent there
+        has(self.guide, "log_prob")
         return Summed(self, "log_prob")
 
     @property
     def entropy(self) -> Callable[[Params, Data, Latent], Scalar]:
         """`(params, x, z)` -> the sum of the copies' entropies, nats."""
-        getattr(self.guide, "entropy")  # noqa: B009
+        has(self.guide, "entropy")
         return Summed(self, "entropy")
 
     @property
     def distribution(self) -> Callable[[Params, Data], Any]:
         """`(params, x)` -> the copies' distributions as one over [num, ...]; None where they do not batch."""
-        getattr(self.guide, "distribution")  # noqa: B009
+        has(self.guide, "distribution")
         return Batched(self)
 
     def with_part(self, path: Sequence[str], change: Callable[[Any], Any]) -> Copies:

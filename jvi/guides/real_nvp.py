@@ -13,7 +13,7 @@ from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, PRNGKey, Scalar
 from jvi.guides._conditioners import Conditioners, Network, conditioners, networks
 from jvi.guides._couplings import coupled, uncoupled
-from jvi.guides._flows import Flow, affine, at_gaussian, base, check_flow, context_of, draw, log_density
+from jvi.guides._flows import Flow, affine, at_gaussian, at_origin, check_flow, context_of, draw, log_density
 from jvi.spaces import Space
 
 
@@ -58,27 +58,9 @@ class RealNVP:
     activation: Callable[[Array], Array] = jax.nn.relu
     reparameterized: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check_flow(self.space, self.num_layers, self.hidden, self.init_scale, self.context)
-
-    def init(self, rng: PRNGKey, x: Data) -> Flow:
-        """Parameters at which the guide is a Gaussian at the origin with standard deviation `init_scale`."""
-        return Flow(base(self.space, self.init_scale), self._layers(rng, x))
-
-    def around(self, rng: PRNGKey, x: Data, loc: Array, root: Array) -> Flow:
-        """Parameters at which the guide is a given Gaussian of the coordinates.
-
-        Args:
-          rng: key of the networks' hidden weights.
-          x: one datum; only its context's shape matters.
-          loc: mean [D].
-          root: lower triangular, with a positive diagonal, such that the covariance is root root' [D, D]. Beyond 100 coordinates
-            only its diagonal, the variances, is kept.
-
-        Raises:
-          ValueError: if the shapes are not those of the space.
-        """
-        return Flow(at_gaussian(self.space, loc, root), self._layers(rng, x))
+    __post_init__ = check_flow
+    init = at_origin
+    around = at_gaussian
 
     def sample_and_log_prob(self, params: Flow, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
         """One draw and its log-density in nats."""

@@ -14,7 +14,7 @@ from tensorflow_probability.substrates import jax as tfp
 from jvi import _tree
 from jvi._spec import Recipe, spec
 from jvi._typing import Array, Data, Latent, Params, PRNGKey, Scalar
-from jvi.guides._places import check_guide, part, with_part
+from jvi.guides._places import check_guide, has, part, with_part
 from jvi.guides.functions import Guide
 
 tfb, tfd = tfp.bijectors, tfp.distributions
@@ -61,25 +61,25 @@ class Pushed:
     @property
     def log_prob(self) -> Callable[[Params, Data, Latent], Scalar]:
         """`(params, x, z)` -> log q(z | x), nats."""
-        getattr(self.guide, "log_prob")  # noqa: B009  absent here where it is absent there
+        has(self.guide, "log_prob")
         return PushedMethod(self, _log_prob)
 
     @property
     def entropy(self) -> Callable[[Params, Data, Latent], Scalar]:
         """`(params, x, z)` -> the entropy of the guide inside, plus the log-determinant at the draw `z`; nats."""
-        getattr(self.guide, "entropy")  # noqa: B009
+        has(self.guide, "entropy")
         return PushedMethod(self, _entropy)
 
     @property
     def distribution(self) -> Callable[[Params, Data], Any]:
         """`(params, x)` -> q(z | x)."""
-        getattr(self.guide, "distribution")  # noqa: B009
+        has(self.guide, "distribution")
         return PushedMethod(self, _distribution)
 
     @property
     def strata(self) -> Callable[[Params, PRNGKey, Data], Any]:
         """`(params, rng, x)` -> a draw from each stratum of a mixture, and their log masses."""
-        getattr(self.guide, "strata")  # noqa: B009
+        has(self.guide, "strata")
         return PushedMethod(self, _strata)
 
     def with_part(self, path: Sequence[str], change: Callable[[Any], Any]) -> Pushed:
