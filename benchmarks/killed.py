@@ -111,10 +111,10 @@ def killed(child: int, folder: Path, moment: float, aimed: bool, chance: random.
     return "during a save" if saving(folder) else "between saves" if steps else "before the first checkpoint"
 
 
-def rows(times: int, seed: int, home: Path) -> list[tuple[str, dict[str, int], int, bool]]:
+def rows(kinds: list[str], times: int, seed: int, home: Path) -> list[tuple[str, dict[str, int], int, bool]]:
     """By kind: where the kills struck, how many runs they were, and whether all of these ended as the unbroken one did."""
     chance, found = random.Random(seed), []
-    for kind_number, kind in enumerate(KINDS):
+    for kind_number, kind in enumerate(kinds):
         whole, took = home / f"{kind}.whole", 0.0
         for _ in range(2):  # the second one finds what the first has compiled
             begun = time.perf_counter()
@@ -122,7 +122,7 @@ def rows(times: int, seed: int, home: Path) -> list[tuple[str, dict[str, int], i
                 raise RuntimeError("the unbroken run failed")
             took = time.perf_counter() - begun
         kills = {"before the first checkpoint": 0, "between saves": 0, "during a save": 0}
-        wanted, runs, equal = (times + len(KINDS) - 1 - kind_number) // len(KINDS), 0, True
+        wanted, runs, equal = (times + len(kinds) - 1 - kind_number) // len(kinds), 0, True
         while sum(kills.values()) < wanted:
             folder, out = home / f"{kind}-{runs}", home / f"{kind}-{runs}.out"
             runs += 1
@@ -144,16 +144,22 @@ def rows(times: int, seed: int, home: Path) -> list[tuple[str, dict[str, int], i
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.killed", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--times", type=int, default=50, help="how many kills (default: 50)")
+    parser.add_argument("--only", choices=KINDS, action="append", help="this kind of run only; may be repeated")
+    parser.add_argument("--short", action="store_true", help="runs of a quarter of the steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     options = parser.parse_args()
+
+    if options.short:
+        EVERY.update({kind: max(1, every // 4) for kind, every in EVERY.items()})
+        STEPS.update({kind: steps and steps // 4 for kind, steps in STEPS.items()})
 
     import orbax.checkpoint  # noqa: F401
 
     import jvi  # noqa: F401  so that the processes need not
 
     with tempfile.TemporaryDirectory() as home:
-        found = rows(options.times, options.seed, Path(home))
+        found = rows(options.only or list(KINDS), options.times, options.seed, Path(home))
     lines = ["| run | killed | before the first checkpoint | between saves | during a save | runs | bit-equal |"]
     lines.append("| --- | ---: | ---: | ---: | ---: | ---: | --- |")
     for kind, kills, runs, equal in found:

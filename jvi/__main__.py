@@ -124,8 +124,8 @@ def _resume(options: argparse.Namespace) -> int:
         facts.add_row(name, value, style="bold" if name == "stands at" else None)
     console.print(facts)
     if found.rows:
-        table = Table(box=None, padding=(0, 2))
-        for name in ("checkpoint", "bound", "saved", "", "size", ""):
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for name in ("step", "bound", "saved", "ago", "size", ""):
             table.add_column(name, no_wrap=True)
         for row in found.rows:
             table.add_row(*row)

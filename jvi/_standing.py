@@ -107,7 +107,7 @@ def _when(seconds: float | None) -> tuple[str, str]:
         return "", ""
     ago = max(time.time() - seconds, 0.0)
     unit, length = next((unit, length) for unit, length in _UNITS if ago >= length)
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)), f"{ago / (length or 1):.0f} {unit} ago"
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)), f"{ago / (length or 1):.0f} {unit}"
 
 
 def _size(num_bytes: int) -> str:
