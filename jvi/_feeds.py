@@ -44,7 +44,7 @@ class Shuffled:
 
     def start(self, rng: PRNGKey, step: Array, data: Data) -> Array:
         """The key of the orders."""
-        return jax.random.bits(jax.random.fold_in(rng, ORDER), (2,))
+        return jax.random.bits(jax.random.fold_in(rng, ORDER), (2,), jnp.uint32)
 
     def next(self, held: Array, rng: PRNGKey, step: Array, data: Data, i: Array) -> tuple[Any, Data]:
         """The next minibatch."""
