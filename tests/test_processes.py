@@ -15,13 +15,12 @@ import numpy as np
 WORKER, POD = Path(__file__).parent / "mesh_worker.py", Path(__file__).parent.parent / "examples" / "pod.py"
 
 
-def started(count, command, devices=1):
-    """Processes of so many devices each, told who they are by `command(me, port)`."""
+def started(count, command):
+    """Processes of one device each, told who they are by `command(me, port)`."""
     with socket.socket() as found:
         found.bind(("localhost", 0))
         port = found.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(POD.parent.parent)}
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(POD.parent.parent)}
     return [
         subprocess.Popen(
             [sys.executable, *map(str, command(me, port))],
@@ -46,7 +45,7 @@ def finished(processes):
 def test_processes_give_the_numbers_of_one_and_stop_together(tmp_path):
     counts = (1, 2, 4) if "JVI_MANY_PROCESSES" in os.environ else (1, 2)
     for count in counts:
-        finished(started(count, lambda me, port, count=count: (WORKER, "numbers", me, count, port, tmp_path), 4 // count))
+        finished(started(count, lambda me, port, count=count: (WORKER, "numbers", me, count, port, tmp_path)))
     one = dict(np.load(tmp_path / "1-0.npz"))
     for count in counts[1:]:
         for me in range(count):
