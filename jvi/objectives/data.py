@@ -167,8 +167,8 @@ def averaged(
         found, aux = jax.vmap(lambda key, one: each(params, key, one, beta=beta), (0, axes), axis_name="examples")(keys, x)
         return _mean((found, aux._replace(log_w=None))), aux.log_w
 
-    chunked = chunk_size is not None and chunk_size < len(keys)
-    (found, aux), log_w = _in_chunks(means, chunk_size, keys, x) if chunked else means(keys, x)
+    size = len(keys) if chunk_size is None else chunk_size
+    (found, aux), log_w = _in_chunks(means, size, keys, x) if size < len(keys) else means(keys, x)
     value = objective.combine(found, beta) if hasattr(objective, "parts") else found
     return value, aux._replace(log_w=log_w)
 
