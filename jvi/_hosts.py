@@ -95,7 +95,7 @@ def check_same(mesh: Any, tree: PyTree, name: str) -> None:
     code = zlib.crc32(_tree.shapes(mine).encode())
     for leaf in mine:
         is_key = jax.dtypes.issubdtype(jax.numpy.result_type(leaf), jax.dtypes.prng_key)
-        code = zlib.crc32(np.ascontiguousarray(jax.random.key_data(leaf) if is_key else leaf), code)
+        code = zlib.crc32(np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes(), code)
     codes = of_all(mesh, code)[:, 0]
     if other := [i for i, one in enumerate(codes) if one != codes[0]]:
         raise ValueError(f"{name} must be the same on every process; that of process {other} differs from that of process 0.")

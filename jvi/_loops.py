@@ -89,8 +89,8 @@ def loop(
     missed = (log[:, 3] == 0.0) & (jnp.arange(size + 1) < i)
     skipped = state.skipped + jnp.sum(missed, dtype=jnp.int32)
     # The key passes as it came, so that its buffer, which is the caller's, is not donated.
-    params, opt_state, step, skipped, in_a_row = sharding.as_stored((params, opt_state, start + i, skipped, in_a_row))
-    return State(params, opt_state, state.rng, step, skipped, in_a_row), sharding.everywhere(log)
+    params, opt_state, end, skipped, in_a_row = sharding.as_stored((params, opt_state, start + i, skipped, in_a_row))
+    return State(params, opt_state, state.rng, end, skipped, in_a_row), sharding.everywhere(log)
 
 
 def _row(array: Array, i: Array) -> Array:
