@@ -40,7 +40,7 @@ def main() -> int:
 
     console = Console(highlight=False)
     train, test = image_vae.load(options.data, console)
-    test = np.asarray(image_vae.binarize(jax.random.key(1), test[: options.images]))
+    test = np.asarray(jvi.augment.binarized(jax.random.key(1), test[: options.images]))
     model, guide, _ = image_vae.build(train.shape[1])
     empty = jax.eval_shape(guide.init, jax.random.key(0), test[0])
     of, rows, means = jvi.diagnostics.mean_of, [], {}
@@ -48,7 +48,7 @@ def main() -> int:
         reference = None
         for name, run in {"by hand": by_hand, "jvi": with_jvi, "NumPyro": with_numpyro}.items():
             began = time.perf_counter()
-            encoder, level, decoder = run(train, seed, options.steps)
+            encoder, level, decoder = jax.block_until_ready(run(train, seed, options.steps))
             seconds = time.perf_counter() - began
             params = jvi.objectives.Params(decoder, empty._replace(network=encoder, guide={"low": level}))
             bounds = image_vae.bounds_of(model, guide, params, jax.random.key(2), test, 50, (1, 50))
@@ -82,10 +82,11 @@ def with_jvi(train: Any, seed: int, steps: int) -> tuple[Any, Any, Any]:
     import optax
 
     import jvi
-    from examples.image_vae import Binarized, build
+    from examples.image_vae import build
 
     model, guide, _ = build(train.shape[1])
-    objective = Binarized(jvi.per_example(jvi.elbo(model, guide, gradient=jvi.gradients.pathwise)))
+    objective = jvi.per_example(jvi.elbo(model, guide, gradient=jvi.gradients.pathwise))
+    objective = jvi.objectives.augmented(objective, jvi.augment.binarized)
     svi = jvi.SVI(objective, jvi.optimizer(optax.adam, RATE))
     params = jvi.fit_batches(svi, jax.random.key(seed), train, num_steps=steps, batch_size=BATCH)[0].params
     return params.guide.network, params.guide.guide["low"], params.model
@@ -100,7 +101,8 @@ def with_numpyro(train: Any, seed: int, steps: int) -> tuple[Any, Any, Any]:
     from numpyro.contrib.module import flax_module
     from numpyro.infer import SVI, Trace_ELBO
 
-    from examples.image_vae import Decoder, Encoder, Level, binarize
+    from examples.image_vae import Decoder, Encoder, Level
+    from jvi.augment import binarized as binarize
 
     class Heads(nn.Module):
         @nn.compact
@@ -151,7 +153,8 @@ def by_hand(train: Any, seed: int, steps: int) -> tuple[Any, Any, Any]:
     import jax.numpy as jnp
     import optax
 
-    from examples.image_vae import Decoder, Encoder, Level, binarize
+    from examples.image_vae import Decoder, Encoder, Level
+    from jvi.augment import binarized as binarize
 
     side, adam, key = train.shape[1], optax.adam(RATE), jax.random.key(seed)
     encoder, level, decoder = Encoder(), Level(SIZE), Decoder(side)

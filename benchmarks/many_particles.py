@@ -108,11 +108,11 @@ def _digits_vae(images: int) -> tuple[Any, Any, Any]:
 def _image_vae(images: int) -> tuple[Any, Any, Any]:
     import jax
 
-    from examples.image_vae import binarize, build, load
+    from examples.image_vae import build, load
 
     grey = load(None, Console(stderr=True))[0][:images]
     model, guide, _ = build(grey.shape[1])
-    return model, guide, binarize(jax.random.key(1), grey)
+    return model, guide, jvi.augment.binarized(jax.random.key(1), grey)
 
 
 def _peak() -> float:

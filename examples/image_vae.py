@@ -5,14 +5,12 @@ lower ones are expected, and in what scale, and `z["low"]` is how far they are f
 """
 
 import argparse
-import dataclasses
 import gzip
 import math
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import distrax
 import flax.linen as nn
@@ -119,22 +117,6 @@ def build(side, *, ladder=False, precision=None):
     return model, guide, decoder
 
 
-def binarize(rng, images):  # of grey levels 0 to 255: a pixel of 200 is 1 with probability 200 / 255
-    return jax.random.bernoulli(rng, images / 255.0).astype(float)
-
-
-@dataclasses.dataclass(frozen=True)
-class Binarized:  # an objective of images in black and white, given grey ones, on the device
-    objective: Any
-
-    def init(self, rng, x):
-        return self.objective.init(rng, binarize(rng, x))
-
-    def __call__(self, params, rng, x, *, beta=1.0):
-        of_pixels, of_draws = jax.random.split(rng)
-        return self.objective(params, of_draws, binarize(of_pixels, x), beta=beta)
-
-
 def load(folder, console):
     """Images [N, H, W], uint8, to train on and held out: Fashion-MNIST, or small digits where it is not installed."""
     missing = [name for name in FILES if not ((folder or FASHION) / name).is_file()]
@@ -180,15 +162,17 @@ def main(out: Path, console: Console | None = None, arguments: Sequence[str] = (
     model, guide, decoder = build(train.shape[1], ladder=options.ladder, precision=PRECISIONS[options.precision])
     extra = {"free_bits": options.free_bits} if options.free_bits else {}
     objective = OBJECTIVES[options.objective](model, guide, num_samples=options.num_samples, **extra)
-    objective = Binarized(jvi.per_example(objective, chunk_size=options.chunk_size))
+    objective = jvi.per_example(objective, chunk_size=options.chunk_size)
+    objective = jvi.objectives.augmented(objective, jvi.augment.binarized)  # anew at every step, on the device
     svi = jvi.SVI(objective, jvi.optimizer(jvi.svi.cosine_adam, options.learning_rate, num_steps=options.steps))
     state, _ = jvi.fit_batches(
         svi, jax.random.key(0), train, num_steps=options.steps, batch_size=options.batch_size,
         beta=jvi.schedules.warm_up(options.warm_up) if options.warm_up else None,
+        mesh=jvi.sharding.data_mesh() if options.mesh else None, checkpoint=options.checkpoint,
         callback=metrics(options.metrics) if options.metrics else None, callback_every=max(options.steps // 100, 1),
     )  # fmt: skip
 
-    images = np.asarray(binarize(jax.random.key(1), test[: options.num_test]))
+    images = np.asarray(jvi.augment.binarized(jax.random.key(1), test[: options.num_test]))
     measure = partial(bounds_of, model, guide, state.params)
     of_all = measure(jax.random.key(2), images, 50, (1, 50))
     of_few = measure(jax.random.key(3), images[: options.num_few], 5_000, (50, 5_000))
@@ -235,6 +219,8 @@ def parse(arguments):
     add("--batch-size", type=int, default=100)
     add("--chunk-size", type=int, help="images at a time, where a batch does not fit (default all)")
     add("--learning-rate", type=float, default=2e-3)
+    add("--mesh", action="store_true", help="split every batch over all devices")
+    add("--checkpoint", type=Path, help="folder to keep the run in, and to go on from")
     add("--num-test", type=int, default=10_000, help="held-out images for K = 1 and 50 (default all)")
     add("--num-few", type=int, default=256, help="those for K = 5,000 (default 256)")
     add("--metrics", type=Path, help="folder for TensorBoard's event files")

@@ -126,5 +126,6 @@ def run(objective, mesh=None, **kwargs):
     return jvi.fit_batches(svi(objective), key(), X, num_steps=STEPS, batch_size=BATCH, mesh=mesh, **kwargs)
 
 
-# Rounding errors turn single discrete draws, in float32 about one in some million: vimco is for float64.
+# A run of vimco amplifies rounding errors some 1e5 times in these steps, though each gradient is right to the last place: its runs are
+# compared in float64, to the rounding of float32.
 REAL = Sum(tuple(objective for name, objective in OBJECTIVES.items() if name != "vimco"))

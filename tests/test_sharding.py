@@ -19,10 +19,10 @@ from jvi._sources import begin
 COLLECTIVE = r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 
 
-def close(found, expected, places=64):
+def close(found, expected):
     """Equal but for rounding: a hundred steps carry on what differs in the last places of sums."""
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        error = places * np.finfo(np.asarray(other).dtype).eps
+        error = 64 * np.finfo(np.asarray(other).dtype).eps
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=error, atol=error)
 
 
@@ -39,11 +39,12 @@ def test_runs_give_the_same_numbers_on_any_number_of_devices():
 
 
 def test_discrete_draws_are_the_same_on_any_number_of_devices(float64):
-    """In float64, where no rounding error turns a coin."""
+    """In float64, to the rounding of float32: the run itself amplifies rounding errors, some 1e5 times by its end."""
     state, info = run(OBJECTIVES["vimco"])
     other, there = run(OBJECTIVES["vimco"], sharding.data_mesh(8))
-    np.testing.assert_allclose(there.bound, info.bound, rtol=1e-6)  # reported in float32
-    close(other.params, state.params, places=1e5)
+    eps = np.finfo(np.float32).eps
+    found, expected = (other.params, there.bound), (state.params, info.bound)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=eps, atol=eps), found, expected)
 
 
 def compiled(objective, mesh):
