@@ -7,16 +7,19 @@ BIN := $(VENV)/bin
 TEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 PIP_FLAGS := --quiet --disable-pip-version-check
 
-.PHONY: demo test test-quick lint types bench clean
+.PHONY: demo test test-long test-quick lint types bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m jvi demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest $(TEST_FLAGS)
+	$(BIN)/python -m pytest $(TEST_FLAGS) -m "not long"
+
+test-long: $(VENV)/.installed
+	$(BIN)/python -m pytest $(TEST_FLAGS) -m long
 
 test-quick: $(VENV)/.installed
-	$(BIN)/python -m pytest $(TEST_FLAGS) -m quick
+	$(BIN)/python -m pytest $(TEST_FLAGS) -m "quick and not long"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -108,6 +108,7 @@ def _digits_vae(images: int) -> tuple[Any, Any, Any]:
 def _image_vae(images: int) -> tuple[Any, Any, Any]:
     import jax
 
+    import jvi
     from examples.image_vae import build, load
 
     grey = load(None, Console(stderr=True))[0][:images]
