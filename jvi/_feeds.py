@@ -169,8 +169,8 @@ class Stacks:
         states: list[Any] = []
         try:
             while len(states) < most and not self._ahead.stopping and (batch := self._reader.next()) is not None:
-                if stack is None:
-                    stack = jax.tree.map(lambda leaf: np.empty((self.size, *leaf.shape), leaf.dtype), batch)
+                if stack is None:  # of zeros, because what pads it is cast like the rest, and garbage may overflow
+                    stack = jax.tree.map(lambda leaf: np.zeros((self.size, *leaf.shape), leaf.dtype), batch)
                 for rows, leaf in zip(jax.tree.leaves(stack), jax.tree.leaves(batch), strict=True):
                     rows[len(states)] = leaf
                 states.append(self._reader.state)
