@@ -373,6 +373,7 @@ def test_the_command_shows_where_a_run_stands(run, tmp_path, capsys):
     assert "no run" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_killed_process_ends_where_an_unbroken_one_does():
     """Three kills of a run on arrays; `python -m benchmarks.killed --times 50` kills runs on iterators and self-driven ones too."""
     command = [sys.executable, "-m", "benchmarks.killed", "--times", "3", "--only", "arrays", "--short"]

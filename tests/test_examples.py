@@ -76,6 +76,7 @@ def test_discrete_vae(tmp_path, relaxed):
     assert pictures(tmp_path) == {"discrete_vae.png"}
 
 
+@pytest.mark.long
 def test_posterior_collapse(tmp_path, relaxed):
     found = load("posterior_collapse").main(tmp_path, relaxed, num_steps=900)
     (_, plain_kl, few), (_, warm_kl, more), (_, free_kl, _) = found.values()
@@ -86,6 +87,7 @@ def test_posterior_collapse(tmp_path, relaxed):
     assert pictures(tmp_path) == {"posterior_collapse.png"}
 
 
+@pytest.mark.long
 def test_mixture_guide(tmp_path, relaxed):
     found = load("mixture_guide").main(tmp_path, relaxed, num_steps=1_500)
     log_evidence, exact = found["exact"]
@@ -101,6 +103,7 @@ def test_mixture_guide(tmp_path, relaxed):
     assert pictures(tmp_path) == {"mixture_guide.png"}
 
 
+@pytest.mark.long
 def test_boosting(tmp_path, relaxed):
     found = load("boosting").main(tmp_path, relaxed, num_steps=200, most=3)
     values, errors = (np.array([getattr(of, name) for of in found["bounds"]]) for name in ("value", "standard_error"))
@@ -131,6 +134,7 @@ def test_stochastic_volatility(tmp_path, relaxed):
     assert pictures(tmp_path) == {"stochastic_volatility.png"}
 
 
+@pytest.mark.long
 def test_amortized_sets(tmp_path, relaxed):
     example = load("amortized_sets")
     some = {"full-rank": example.FITS["full-rank"]}  # each of the others would be compiled for itself
@@ -142,6 +146,7 @@ def test_amortized_sets(tmp_path, relaxed):
     assert pictures(tmp_path) == {"amortized_sets.png"}
 
 
+@pytest.mark.long
 def test_image_vae(tmp_path, relaxed, monkeypatch):
     """All levels, schedules and floors at once, on digits, because there is no Fashion-MNIST in an empty folder."""
     example = load("image_vae")
@@ -175,6 +180,7 @@ def test_image_vae_reads_idx_files_and_says_what_is_wrong(tmp_path, relaxed):
         example.parse(["--objective", "iwae", "--free-bits", "1"])
 
 
+@pytest.mark.long
 def test_deep_markov_model(tmp_path, relaxed):
     found = load("deep_markov_model").main(tmp_path, relaxed, num_steps=300, num_test=40)
     (*_, lost, _), (*_, less, _) = found.values()

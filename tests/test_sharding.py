@@ -26,6 +26,7 @@ def close(found, expected):
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=error, atol=error)
 
 
+@pytest.mark.long
 def test_runs_give_the_same_numbers_on_any_number_of_devices():
     state, info = run(REAL)
     for count in (2, 8):
@@ -38,6 +39,7 @@ def test_runs_give_the_same_numbers_on_any_number_of_devices():
     assert len(jax.tree.leaves(more.params)[0].devices()) == 1
 
 
+@pytest.mark.long
 def test_discrete_draws_are_the_same_on_any_number_of_devices(float64):
     """In float64, to the rounding of float32: the run itself amplifies rounding errors, some 1e5 times by its end."""
     state, info = run(OBJECTIVES["vimco"])

@@ -201,6 +201,7 @@ def dropped_with_prior():
 
 
 @pytest.mark.parametrize("floor", [None, 0.3])
+@pytest.mark.long
 def test_closed_forms_are_those_of_the_draws_own_masks(floor):
     """Divergence and entropy of the distribution that a draw is from, in chunks too; free bits after the mean over the minibatch."""
     model, guide, encoder, decoder = dropped_with_prior()
@@ -244,6 +245,7 @@ def difference(one, other, num_draws=5_000):
     return jax.jit(jax.vmap(sample))(jax.random.split(jax.random.key(2), num_draws))
 
 
+@pytest.mark.long
 def test_estimators_in_training_have_the_mean_of_the_pathwise_one():
     """Scores of the ELBO and VIMCO's of IWAE, in chunks; doubly reparameterized, of pairs: all under a particle's own masks."""
     model, guide, *_ = dropped()
@@ -261,6 +263,7 @@ def test_estimators_in_training_have_the_mean_of_the_pathwise_one():
         assert_z_test(found, jnp.zeros(found.shape[1]))
 
 
+@pytest.mark.long
 def test_discrete_estimators_in_training_have_the_mean_of_enumeration():
     """Two bits of an encoder with dropout: masks are averaged over, bits are summed out."""
     encoder = jvi.networks.network(Dropped(2), training=Dropped(2, True))
