@@ -42,6 +42,7 @@ def finished(processes):
     return [printed for printed, _ in said]
 
 
+@pytest.mark.long
 def test_processes_give_the_numbers_of_one_and_stop_together(tmp_path):
     counts = (1, 2, 4) if "JVI_MANY_PROCESSES" in os.environ else (1, 2)
     for count in counts:
@@ -61,6 +62,7 @@ def test_processes_give_the_numbers_of_one_and_stop_together(tmp_path):
             assert "rng must be the same on every process" in str(found["other key"])
 
 
+@pytest.mark.long
 def test_a_process_that_dies_ends_the_other(tmp_path):
     first, second = started(2, lambda me, port: (WORKER, "death", me, 2, port, tmp_path))
     try:
@@ -76,6 +78,7 @@ def test_a_process_that_dies_ends_the_other(tmp_path):
     assert waited < 30.0  # a closed connection is seen at once, a silent one after the ten seconds of its heartbeat
 
 
+@pytest.mark.long
 def test_the_pod_example_runs_as_two_processes():
     def command(me, port):
         return POD, "--coordinator", f"localhost:{port}", "--num-processes", 2, "--process-id", me, "--num-steps", 200
