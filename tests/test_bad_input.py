@@ -160,7 +160,7 @@ TABLE = {
     "batches are no iterable": (lambda: jvi.fit_batches(BATCHED, KEY, 3, num_steps=3), TypeError, ["batches", "int"]),
     "empty iterator": (lambda: jvi.fit_batches(BATCHED, KEY, iter([]), num_steps=3), ValueError, ["batches", "empty"]),
     "a minibatch of another shape": (
-        lambda: jvi.fit_batches(BATCHED, KEY, iter([X, X[:3]]), num_steps=3), ValueError, ["minibatch", "[5,2]", "[3,2]", "Drop"]),
+        lambda: jvi.fit_batches(BATCHED, KEY, iter([X[:3], X]), num_steps=3), ValueError, ["minibatch", "[5,2]", "[3,2]"]),
     "NaN in a minibatch": (
         lambda: jvi.fit_batches(BATCHED, KEY, iter([X, X * jnp.nan]), num_steps=3), ValueError, ["batch 1", "NaN"]),
     "beta without a split model": (lambda: fit(beta=0.5), ValueError, ["beta", "jvi.split"]),
