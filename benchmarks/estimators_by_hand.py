@@ -67,7 +67,10 @@ def logistic(prior_known: bool = False) -> Case:
 
     guide = jvi.guides.MeanField(jvi.space(jvi.real(COEFFICIENTS)))
     model = jvi.models.with_prior(lambda: standard(COEFFICIENTS), log_likelihood) if prior_known else jvi.model(log_joint)
-    moments = lambda phi, x: (phi.loc, phi.log_scale)  # noqa: E731
+
+    def moments(phi, x):
+        return phi.loc, phi.log_scale
+
     return Case(model, guide, lambda one: one, (features, label), 20, by_hand, moments, _scored)
 
 

@@ -68,14 +68,14 @@ def attempt(call):
         return error
 
 
-class Broken(Exception):  # noqa: N818
+class BrokenError(Exception):
     pass
 
 
 def stop_at(step):
     def callback(state, info):
         if int(state.step) == step:
-            raise Broken
+            raise BrokenError
 
     return callback
 
@@ -84,7 +84,7 @@ def stop_at(step):
 def run(tmp_path_factory):
     """A run that was broken off at step 140, with checkpoints behind steps 60, 90 and 120, and the best."""
     folder = tmp_path_factory.mktemp("run") / "new"
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenError):
         fit(folder, callback=stop_at(140), callback_every=20)
     return folder
 
@@ -118,11 +118,11 @@ def test_a_callback_that_ends_a_run_ends_it_for_good(tmp_path):
 
 
 def test_a_resumed_iterator_goes_on_where_it_stood(tmp_path):
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenError):
         fit(tmp_path, batches=stream(), callback=stop_at(140), callback_every=20)
     assert same(fit(tmp_path, batches=stream()), fit(None, batches=stream()))
     batches = [DATA[:8], DATA[8:16], DATA[16:24]]
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenError):
         fit(tmp_path / "list", batches=batches, callback=stop_at(140), callback_every=20)
     assert same(fit(tmp_path / "list", batches=batches), fit(None, batches=batches))
 
@@ -146,12 +146,12 @@ def test_a_resumed_run_that_drives_itself_ends_where_an_unbroken_one_does(tmp_pa
     def broken(self):
         calls.append(self)
         if len(calls) in (1, 3):
-            raise Broken
+            raise BrokenError
         return settle(self)
 
     monkeypatch.setattr(_drive.Drive, "settle", broken)
     for _ in range(2):
-        with pytest.raises(Broken):
+        with pytest.raises(BrokenError):
             drive(tmp_path)
     assert same(drive(tmp_path), unbroken)
     calls = [None] * 3
@@ -163,7 +163,7 @@ def test_a_resumed_run_that_drives_itself_ends_where_an_unbroken_one_does(tmp_pa
 def test_fit_on_all_data_is_kept_too(tmp_path):
     svi = jvi.SVI(jvi.elbo(jvi.model(log_joint), jvi.guides.MeanField(jvi.space({"mean": jvi.real(1)}))))
     unbroken = jvi.fit(svi, KEY, DATA, num_steps=80)
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenError):
         jvi.fit(svi, KEY, DATA, num_steps=80, checkpoint=tmp_path, checkpoint_every=25, callback=stop_at(60), callback_every=20)
     assert same(jvi.fit(svi, KEY, DATA, num_steps=80, checkpoint=tmp_path, checkpoint_every=25), unbroken)
 

@@ -195,7 +195,10 @@ def test_sticking_the_landing_shares_its_masks():
 def dropped_with_prior():
     """The VAE with dropout, whose prior is a distribution."""
     model, guide, encoder, decoder = dropped()
-    prior = lambda params: distrax.MultivariateNormalDiag(jnp.zeros(2), jnp.ones(2))  # noqa: E731
+
+    def prior(params):
+        return distrax.MultivariateNormalDiag(jnp.zeros(2), jnp.ones(2))
+
     still = jvi.models.with_prior(prior, model.log_likelihood, init=model.model.init)
     return jvi.models.trained(still, model.training), guide, encoder, decoder
 
