@@ -333,6 +333,7 @@ def test_constrained_latents():
     assert abs(values[0] - values[1]) < 4 * spread
 
 
+@pytest.mark.long
 @pytest.mark.quick
 @pytest.mark.parametrize("build", [elbo_kl, elbo_entropy])
 def test_minibatches_average_to_all_data(build):

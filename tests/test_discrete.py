@@ -383,6 +383,7 @@ CHUNKED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.quick
 @pytest.mark.parametrize("name", CHUNKED)
 def test_chunks_of_particles_change_no_number(name):

@@ -225,6 +225,7 @@ def standardized(own, x):
     return (own.loc[:, 0] - np.sum(x[0] * x[1], -1) / root**2) * root, np.exp(own.log_scale[:, 0]) * root
 
 
+@pytest.mark.long
 def test_an_encoder_of_sets_matches_the_conjugate_posterior(fitted):
     """For data sets of 0 to 20 observations; measured: 0.03 and 0.01."""
     params, x = fitted
@@ -233,6 +234,7 @@ def test_an_encoder_of_sets_matches_the_conjugate_posterior(fitted):
     assert np.mean(np.abs(ratio - 1.0)) < 0.03
 
 
+@pytest.mark.long
 def test_refining_an_encoders_answer_raises_the_bound_to_the_evidence(fitted):
     """What the bound lacks is KL(q || posterior), in closed form; for every data set a gain, on average over them."""
     params, x = fitted

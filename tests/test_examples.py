@@ -68,6 +68,7 @@ def test_digits_vae(tmp_path, relaxed):
     assert pictures(tmp_path) == {"digits_vae.png"}
 
 
+@pytest.mark.long
 def test_discrete_vae(tmp_path, relaxed):
     bounds = load("discrete_vae").main(tmp_path, relaxed, num_steps=300)
     values = [bounds[k].value for k in (1, 50, 500)]
@@ -115,6 +116,7 @@ def test_boosting(tmp_path, relaxed):
     assert pictures(tmp_path) == {"boosting.png"}
 
 
+@pytest.mark.long
 def test_ancestors(tmp_path, relaxed):
     bounds, sds = load("ancestors").main(tmp_path, relaxed, num_steps=1_500)
     np.testing.assert_allclose(bounds["tree"].value, bounds["exact"], atol=0.01)
@@ -124,6 +126,7 @@ def test_ancestors(tmp_path, relaxed):
     assert pictures(tmp_path) == {"ancestors.png"}
 
 
+@pytest.mark.long
 def test_stochastic_volatility(tmp_path, relaxed):
     found = load("stochastic_volatility").main(tmp_path, relaxed, small=True, num_steps=1_000)
     (flat, flat_se, *_), (chain, chain_se, share, ratio) = found["mean-field"], found["Markov"]

@@ -211,6 +211,7 @@ def switch(params, x):
 SWITCH = jvi.guides.from_distribution(lambda rng, x: {"before": jnp.asarray(0.6), "now": jnp.asarray(0.9)}, switch)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("share", [1.0, 0.95, 0.0])
 def test_discrete_states_by_scores_match_enumeration(share):
     """Two particles, two steps: all draws and all ancestors summed out, whether resampling is always, adaptive, or never."""
@@ -278,6 +279,7 @@ def test_scores_of_a_switching_model_with_a_continuous_state_fit_both():
     assert_z_test(samples[0] - samples[1], np.zeros(samples[0].shape[1]))
 
 
+@pytest.mark.long
 def test_a_fit_raises_the_bound_and_recovers_the_transition():
     truth = 0.7
     x = jax.vmap(lambda key: simulated(key, 25, truth))(jax.random.split(jax.random.key(3), 30))

@@ -188,6 +188,7 @@ def test_the_best_chain_is_stationary(block_size):
     np.testing.assert_allclose((loc - MEAN) / sd, 0.0, atol=2.0 * np.sqrt(CLOSE))
 
 
+@pytest.mark.long
 def test_a_chain_of_two_thousand_states_is_fitted():
     size, weight = 2_000, 0.9
     mean = np.random.default_rng(8).normal(size=size)

@@ -222,6 +222,7 @@ def test_what_has_no_posterior_is_refused_with_the_reason(name):
         assert word in str(caught.value), str(caught.value)
 
 
+@pytest.mark.long
 def test_what_cannot_be_normalized_is_distrusted():
     posterior = jvi.infer(KEY, heavy_tailed_beyond_measure, PLANE, budget=jvi.Budget(seconds=20.0))
     assert not posterior.report.trusted

@@ -167,6 +167,7 @@ def test_antithetic_noise_cancels_what_is_linear():
     np.testing.assert_allclose(values, jnp.dot(slope, LOC), atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.quick
 def test_variances_on_a_linear_gaussian_model():
     """K times the variance. The log-weight is b'eps + eps'A eps / 2: it is |b|^2 + |A|^2 / 2 of independent noise, and |A|^2 of
@@ -224,6 +225,7 @@ def test_gammas_of_distrax_and_tfp_are_unbiased(make):
     assert_z_test(jax.jit(jax.vmap(moments))(KEYS[:5_000]), np.array([2 / 3, 0.7, 2 / 9 + 4 / 9, 0.7 + 0.49]))
 
 
+@pytest.mark.long
 @pytest.mark.quick
 @pytest.mark.parametrize("make", JOINT)
 def test_chunks_shards_and_keys_of_any_kind_change_no_number(make):

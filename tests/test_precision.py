@@ -68,6 +68,7 @@ def dtypes(tree):
     return {leaf.dtype for leaf in jax.tree.leaves(tree)}
 
 
+@pytest.mark.long
 def test_bounds_are_those_of_float32():
     """A VAE trained in either precision, four times: bounds at the same parameters, and those that the runs end at.
 

@@ -190,6 +190,7 @@ def test_reweighted_gradients_of_two_draws_match_quadrature(gradient):
     assert_z_test(inclusive, jnp.concatenate([expected(GAUSSIAN, divergence)[None], jnp.zeros(2), phi]))
 
 
+@pytest.mark.long
 def test_reweighted_estimators_match_enumeration_on_a_discrete_model():
     """Two draws of three values: all nine pairs; and all six (x, z) that the model simulates."""
     sleep = 0.3

@@ -111,6 +111,7 @@ def test_scan_and_associative_scan_agree_in_values_and_gradients(float64, dim):
     np.testing.assert_allclose(grads.link[3, 0, 0], (ahead - behind) / 2e-6, rtol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dim", [1, 2])
 def test_a_chain_from_its_precision_has_its_moments(float64, dim):
     rng, size = np.random.default_rng(4), 5

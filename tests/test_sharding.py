@@ -125,6 +125,7 @@ def log_joint(x, z):
     return norm.logpdf(z["mean"], 0.0, 10.0) + jnp.sum(norm.logpdf(x, z["mean"], 1.0))
 
 
+@pytest.mark.long
 def test_inference_and_its_verdict_are_the_same_on_a_mesh():
     """Points are split over all devices, in the precision that a single one works in."""
     space, x = jvi.space({"mean": jvi.real()}), X[:10, 0]

@@ -79,6 +79,7 @@ def particle_keys(rng, num_samples):
     return jax.vmap(lambda key: jax.random.split(key, num_samples))(examples) if num_samples > 1 else examples[:, None]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_samples", [1, 3])
 def test_running_statistics_after_a_step_are_those_of_the_batch(num_samples):
     model, guide, *_ = normed()
@@ -112,6 +113,7 @@ def test_running_statistics_after_a_step_are_those_of_the_batch(num_samples):
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), skipped.params, new.params))
 
 
+@pytest.mark.long
 def test_a_fit_brings_running_averages_that_evaluation_uses():
     model, guide, *_ = normed()
     data = jnp.asarray(3.0 + 2.0 * np.random.default_rng(0).normal(size=(200, 3)), jnp.float32)
@@ -128,6 +130,7 @@ def test_a_fit_brings_running_averages_that_evaluation_uses():
     assert abs(whole - info.bound[-50:].mean()) < 0.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_samples", [1, 3])
 def test_dropout_is_that_of_a_loop_written_by_hand(num_samples):
     """The value and all gradients: every particle of every example draws its own masks, in the encoder and in the decoder."""
@@ -278,6 +281,7 @@ def test_discrete_estimators_in_training_have_the_mean_of_enumeration():
         assert_z_test(found, jnp.zeros(found.shape[1]))
 
 
+@pytest.mark.long
 def test_parts_of_a_guide_train_each_with_its_own_network():
     """An encoder with statistics, and one after it with dropout, which sees the first one's draw."""
     first, second = (jvi.networks.network(kind(False), training=kind(True)) for kind in (lambda mode: Normed(4, "examples", mode),
