@@ -12,9 +12,10 @@ from jvi._mixtures import Mixture
 from jvi._targets import BudgetSpentError
 
 Score = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # [S, D] -> log-densities [S], gradients [S, D]
-_LEAPS = 5  # gradients of one Hamiltonian move
+_LEAPS = 10  # gradients of one Hamiltonian move
 _ACCEPT = 0.8
-MIXED = 2.0  # independent draws that five generations of a particle must be worth
+_SETTLED = 2.0  # independent draws that five generations of a particle must be worth for a bridge to end
+MIXED = 4.0  # and for it to be trusted: where the proposal does not reach, all there is came there by moves
 
 
 class Bridge(NamedTuple):
@@ -86,7 +87,7 @@ def bridge(
     num_moves: int = 2,
     generations: int = 5,
     moves_between: int = 4,
-    max_moves: int = 128,
+    max_moves: int = 64,
     max_temperatures: int = 60,
 ) -> Bridge:
     """Carry draws of a proposal to a target along proposal^(1 - t) target^t.
@@ -145,7 +146,7 @@ def bridge(
             np.minimum(grouped_ess(part), grouped_ess(part**2)) / num_particles for part in (apart, np.clip(apart, -3.0, 3.0))
         )
         # A few particles far out do not prolong the run; but where they have not mixed, the report says so.
-        if np.min(inner) >= MIXED or moves_between >= max_moves:
+        if np.min(inner) >= _SETTLED or moves_between >= max_moves:
             return Bridge(stack, log_z, error, count, mover.accept, moves_between, float(np.min(worth)), int(np.argmin(worth)))
         moves_between *= 2
 

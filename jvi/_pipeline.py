@@ -26,6 +26,7 @@ from jvi.posterior import Posterior
 
 _STARTS = 8
 _PARTICLES = 1_024  # of each of two bridges
+_WIDER = 1.5  # times, that every second bridge begins wider: what two agree on does not hang on where they began
 _ROUNDS = 12  # of ascents from afar
 _FEW = 40  # coordinates up to which mixtures adapt: their covariances are learned from some thousand draws
 _VALLEYS = 10  # coordinates up to which many components trace a curved valley
@@ -302,7 +303,8 @@ class Run:
         moves, keep, longer = 4, 0.5, 4.0
         while len(self.bridges) < 2 or (longer >= 1.0 and self.wanting()):
             self.journal.begin("bridge")
-            one = bridge(self.score, mixture, self.rng, keep=keep, num_particles=_PARTICLES, moves_between=moves)
+            begin = mixture if len(self.bridges) % 2 == 0 else mixture._replace(chol=_WIDER * mixture.chol)
+            one = bridge(self.score, begin, self.rng, keep=keep, num_particles=_PARTICLES, moves_between=moves)
             self.bridges.append(one)
             self.journal.end(
                 f"{one.num_temperatures} temperatures, {one.accept:.0%} accepted, log evidence {one.log_evidence:.2f}, mixing "
