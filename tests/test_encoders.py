@@ -14,6 +14,7 @@ from scipy.stats import norm as scipy_norm
 
 import jvi
 from jvi import encoders, guides
+from jvi.encoders.plain import _neighbourhoods
 
 KEY = jax.random.key(0)
 SET = encoders.SetTransformer(3, width=8, num_heads=2, num_layers=1, num_inducing=4)
@@ -150,8 +151,16 @@ def test_an_image_may_have_channels():
     encoder = encoders.Convolutional(2, channels=(4,), hidden=8)
     shapes = [jax.eval_shape(partial(encoder.init, KEY), jnp.ones(shape)) for shape in ((6, 5), (6, 5, 1))]
     assert shapes[0] == shapes[1]
-    kernels = jax.eval_shape(partial(encoder.init, KEY), jnp.ones((6, 5, 3)))["params"]["Conv_0"]["kernel"]
-    assert kernels.shape == (3, 3, 3, 4)
+    kernel = jax.eval_shape(partial(encoder.init, KEY), jnp.ones((6, 5, 3)))["params"]["Dense_0"]["kernel"]
+    assert kernel.shape == (3 * 3 * 3, 4)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 3), (7, 8, 1)], ids=str)
+def test_its_first_layer_is_a_convolution(shape):
+    image, kernel = jax.random.normal(KEY, shape), jax.random.normal(jax.random.key(1), (3, 3, shape[-1], 4))
+    layout = ("NHWC", "HWIO", "NHWC")
+    expected = jax.lax.conv_general_dilated(image[None], kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=layout)[0]
+    np.testing.assert_allclose(_neighbourhoods(image) @ kernel.reshape(-1, 4), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_encoders_take_the_default_precision(float64):
