@@ -322,6 +322,8 @@ def test_rank_weights_share_ties_and_fall_with_rank():
     log_w = jnp.array([0.0, 3.0, 3.0, -1.0])
     np.testing.assert_allclose(rank_weights(log_w, -1.0), np.array([4 / 3, 2.0, 2.0, 1.0]) / (4 / 3 + 5.0), rtol=1e-6)
     np.testing.assert_allclose(rank_weights(log_w, 0.0), np.full(4, 0.25), rtol=1e-6)
+    many = jnp.tile(log_w, 100)  # so many are sorted
+    np.testing.assert_allclose(rank_weights(many, -1.0), jnp.tile(rank_weights(log_w, -1.0), 100) / 100, rtol=1e-5)
 
 
 @pytest.mark.quick

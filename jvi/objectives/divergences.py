@@ -20,6 +20,8 @@ from jvi.objectives._parted import Parted
 from jvi.objectives.monte_carlo import MonteCarlo, default_control, estimators
 from jvi.objectives.weighted import Noise
 
+_PAIRS = 256  # draws up to which ranks are counted by comparing all pairs, which is faster than sorting
+
 
 @spec
 class CuboBound:
@@ -209,6 +211,9 @@ def tail_adaptive(
 def rank_weights(log_w: Array, power: float) -> Array:
     """Weights [K], of sum 1, proportional to (share of the log-weights that are no less)^power."""
     count = log_w.shape[0]
-    no_less = count - jnp.searchsorted(jnp.sort(log_w), log_w, side="left")
+    if count <= _PAIRS:
+        no_less = jnp.sum(log_w[None] >= log_w[:, None], 1)
+    else:
+        no_less = count - jnp.searchsorted(jnp.sort(log_w), log_w, side="left")
     weights = (no_less / count) ** power
     return weights / jnp.sum(weights)
