@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Var, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Var, jaxpr_as_fun
 
 
 def draw_ahead(
-    function: Callable[..., Any], key: Any, *args: Any, most: float = float("inf")
+    function: Callable[..., Any], key: Any, *args: Any, most: float = float("inf"), look: Callable[[Any], None] | None = None
 ) -> tuple[Callable[[Any], list[Any]], Callable[..., Any]]:
     """Part `function(key, *args)` in two: `rest(draw(key), *args)`, with all that only the key decides in `draw`.
 
@@ -25,6 +25,7 @@ def draw_ahead(
       key: typed key.
       args: what it will be called with, or the shapes of it.
       most: bytes that one draw may take; where it would take more, nothing but the key is drawn.
+      look: called with the jaxpr of `function`.
 
     Returns:
       `draw(key)`, a list of arrays, and `rest(draws, *args)`.
@@ -39,6 +40,8 @@ def draw_ahead(
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(key, *args)
     jaxpr = closed.jaxpr
+    if look is not None:
+        look(jaxpr)
     known: list[Any] = [jaxpr.invars[0]]
     head: list[Any] = []
     tail: list[Any] = []
@@ -61,6 +64,22 @@ def draw_ahead(
     draw = part(jaxpr.invars[:1], head, handed)
     rest = part([*handed, *jaxpr.invars[1:]], tail, jaxpr.outvars)
     return draw, lambda draws, *args: jax.tree.unflatten(jax.tree.structure(shape), rest(*draws, *jax.tree.leaves(args)))
+
+
+def convolved(jaxpr: Any) -> int:
+    """How many products the convolutions of a jaxpr take, those of the jaxprs inside of it included, each counted once."""
+    products = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "conv_general_dilated":
+            kernel, channels = eqn.invars[1].aval, eqn.params["dimension_numbers"].rhs_spec[0]
+            products += eqn.outvars[0].aval.size * kernel.size // kernel.shape[channels]
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
+            products += convolved(getattr(inner, "jaxpr", inner)) if _is_jaxpr(inner) else 0
+    return products
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, Jaxpr | ClosedJaxpr)
 
 
 def _variables(atoms: list[Any]) -> list[Any]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jvi import sharding
-from jvi._ahead import draw_ahead
+from jvi._ahead import convolved, draw_ahead
 from jvi._checks import check_count, check_key
 from jvi._chunked import chunked
 from jvi._typing import Array, Data, PRNGKey, PyTree
@@ -23,6 +23,9 @@ from jvi.svi import SVI, State
 # Steps that are drawn for at once, and bytes that a step may draw. On a CPU, drawing more than a little costs what it costs, and
 # drawing ahead would only add to what is compiled; on an accelerator every kernel that leaves the loop is a gain.
 _AHEAD, _AHEAD_MASKED = (256, 2**10), (32, 2**21)
+
+# Products of a step's convolutions from which a CPU takes steps outside of the loop: inside, XLA takes ten times as long for them.
+_CONVOLVED = 10**6
 
 FAR = 2**30  # the step with whose keys and minibatches parameters are judged
 
@@ -33,6 +36,10 @@ def init(svi: SVI, rng: PRNGKey, x: Data, batch_size: int | None = None) -> Stat
     """The state before the first step, for minibatches of `batch_size` or all of `x`."""
     state = svi.init(rng, jax.tree.map(lambda leaf: leaf[:batch_size], x) if batch_size else x)
     return state._replace(params=sharding.as_stored(state.params), opt_state=sharding.as_stored(state.opt_state))
+
+
+class SlowInsideError(Exception):
+    """A step that had better be called from outside of a loop."""
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4), donate_argnums=(5,))
@@ -51,17 +58,22 @@ def loop(
 
     With `masked`, blocks of steps are run through, and those past the end do nothing: an accelerator waits for the host wherever a
     loop asks whether to go on.
+
+    Raises:
+      SlowInsideError: once traced, if `by_steps` would be faster, and not `masked`.
     """
     start = state.step
+
+    def look(jaxpr: Any) -> None:
+        if not masked and convolved(jaxpr) >= _CONVOLVED:
+            raise SlowInsideError
 
     def step(key: PRNGKey, carry: Any) -> Any:
         i, params, opt_state, in_a_row, held, log = carry
         running = go_on(carry) if masked else True
         held, x = feed.next(held, state.rng, start + i, data, i)
         beta_now = beta_at(schedule, beta, start + i)
-        params, opt_state, in_a_row, info = svi.advance(params, opt_state, in_a_row, key, x, beta=beta_now, allowed=running)
-        params, opt_state = sharding.as_stored((params, opt_state))
-        row = jnp.stack([value.astype(log.dtype) for value in info])
+        params, opt_state, in_a_row, row = _advance(svi, params, opt_state, in_a_row, key, x, beta_now, running)
         log = jax.lax.dynamic_update_index_in_dim(log, row, i, 0, allow_negative_indices=False)
         return i + running, params, opt_state, in_a_row, held, log
 
@@ -72,7 +84,7 @@ def loop(
     held, log = feed.start(state.rng, start, data), jnp.zeros((size + 1, 4))
     carry = (jnp.zeros((), jnp.int32), state.params, state.opt_state, state.skipped_in_a_row, held, log)
     steps, most = _AHEAD_MASKED if masked else _AHEAD
-    draw, rest = draw_ahead(step, state.rng, carry, most=most)
+    draw, rest = draw_ahead(step, state.rng, carry, most=most, look=look)
     block = min(size, steps)
 
     def some(carry: Any) -> Any:
@@ -93,6 +105,44 @@ def loop(
     # The key passes as it came, so that its buffer, which is the caller's, is not donated.
     params, opt_state, i, skipped, in_a_row = sharding.as_stored((params, opt_state, i, skipped, in_a_row))
     return State(params, opt_state, state.rng, start + i, skipped, in_a_row), sharding.everywhere(log)
+
+
+def by_steps(
+    svi: SVI, feed: Any, schedule: Callable[[Array], Any] | None, state: State, data: Data, beta: Any, length: int
+) -> tuple[State, list[Array]]:
+    """What `loop` does, by steps that are called one by one; rows behind those that were taken say nothing."""
+    held, log = _start(feed, state.rng, state.step, data), []
+    for i in range(length):
+        state, held, row = _step(svi, feed, schedule, state, held, data, beta, i)
+        log.append(row)
+    return state, log
+
+
+@jax.jit
+def _start(feed: Any, rng: PRNGKey, step: Array, data: Data) -> Any:
+    return feed.start(rng, step, data)
+
+
+@partial(jax.jit, static_argnums=(2,), donate_argnums=(3, 4))
+def _step(
+    svi: SVI, feed: Any, schedule: Callable[[Array], Any] | None, state: State, held: Any, data: Data, beta: Any, i: int
+) -> tuple[State, Any, Array]:
+    params, opt_state, rng, step, skipped, in_a_row = state
+    running = in_a_row < svi.max_skipped
+    held, x = feed.next(held, rng, step, data, i)
+    key, beta_now = jax.random.fold_in(rng, step), beta_at(schedule, beta, step)
+    params, opt_state, in_a_row, row = _advance(svi, params, opt_state, in_a_row, key, x, beta_now, running)
+    skipped = skipped + (running & (row[3] == 0.0))
+    params, opt_state, step, skipped, in_a_row = sharding.as_stored((params, opt_state, step + running, skipped, in_a_row))
+    return State(params, opt_state, rng, step, skipped, in_a_row), held, sharding.everywhere(row)
+
+
+def _advance(
+    svi: SVI, params: PyTree, opt_state: PyTree, in_a_row: Array, key: PRNGKey, x: Data, beta: Any, running: Any
+) -> tuple[PyTree, PyTree, Array, Array]:
+    params, opt_state, in_a_row, info = svi.advance(params, opt_state, in_a_row, key, x, beta=beta, allowed=running)
+    params, opt_state = sharding.as_stored((params, opt_state))
+    return params, opt_state, in_a_row, jnp.stack([value.astype(float) for value in info])
 
 
 @partial(jax.jit, static_argnums=(2, 3))

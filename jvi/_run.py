@@ -17,7 +17,7 @@ import numpy as np
 from jvi import _feeds as feeds
 from jvi import _hosts as hosts
 from jvi import sharding
-from jvi._loops import beta_at, loop
+from jvi._loops import SlowInsideError, beta_at, by_steps, loop
 from jvi._progress import Progress
 from jvi._typing import Array, Data
 from jvi.schedules import traced
@@ -47,6 +47,7 @@ class Unkept:
         """Save nothing."""
 
 
+_BY_STEPS: set[Any] = set()  # programs that are slow inside of a loop
 _GLANCE = 0.2  # seconds between two looks at a run that somebody watches
 
 
@@ -88,11 +89,13 @@ class Run:
         """Enter the loop once, for at most `length` steps."""
         began = perf_counter()
         with sharding.entered(self.mesh), hosts.reaching(self.mesh):
-            new, rows = loop(self.svi, feed, size, _masked(), self.schedule, state, data, self.beta, length)
+            new, rows = self._enter(feed, size, state, data, length)
             rows, step, in_a_row = jax.device_get((rows, new.step, new.skipped_in_a_row))  # the one sync
         self._adapt(length, perf_counter() - began)
         taken, self.step = int(step) - self.step, int(step)
-        bound, grad_norm, ess, finite = rows[:taken].T.copy()  # of a view, the whole buffer would be kept
+        bound, grad_norm, ess, finite = (
+            np.asarray(rows[:taken]).reshape(-1, 4).T.copy()
+        )  # of a view, the whole buffer would be kept
         log = Info(bound, grad_norm, ess, finite.astype(bool))
         self.logs.append(log)
         self.done, self.remaining = self.done + taken, self.remaining - taken
@@ -105,6 +108,15 @@ class Run:
             self.remaining = 0
         self.keeper.look(self, new, feed, data, taken)
         return new
+
+    def _enter(self, feed: Any, size: int, state: State, data: Data, length: int) -> tuple[State, Any]:
+        program = jax.tree.structure(self.svi)
+        if program not in _BY_STEPS:
+            try:
+                return loop(self.svi, feed, size, _masked(), self.schedule, state, data, self.beta, length)
+            except SlowInsideError:
+                _BY_STEPS.add(program)
+        return by_steps(self.svi, feed, self.schedule, state, data, self.beta, length)
 
     def go_on(self, state: State, log: Info, remaining: int) -> None:
         """Stand where the run stood after the steps that reported `log`, at `state`."""

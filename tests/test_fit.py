@@ -13,6 +13,7 @@ import pytest
 from jax.scipy.stats import norm
 
 import jvi
+from jvi._loops import by_steps
 
 KEY = jax.random.key(0)
 GUIDE = jvi.guides.MeanField(jvi.space({"mean": jvi.real()}))
@@ -142,6 +143,27 @@ def test_the_masked_loop_of_accelerators_takes_the_same_steps(monkeypatch):
         runs.append((state.params, state.step, info, caught.value.state.step, caught.value.info.finite))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *runs)
     assert (int(runs[1][1]), int(runs[1][3])) == (40, 3)
+
+
+@pytest.mark.quick
+def test_a_step_of_convolutions_is_taken_outside_of_the_loop_and_is_the_same(monkeypatch):
+    kernel = jnp.ones(5) / 5.0
+    model = jvi.model(lambda x, z: log_prior(z) + 1e-4 * jnp.sum(norm.logpdf(jnp.convolve(x, kernel), z["mean"], 1.0)))
+    svi = jvi.SVI(jvi.elbo(model, GUIDE), jvi.optimizer(optax.adam, 1e-2), max_skipped=3)
+    x = np.random.default_rng(0).normal(size=200)
+    runs, entered = [], []
+    monkeypatch.setattr("jvi._run.by_steps", lambda *args: entered.append(args[-1]) or by_steps(*args))
+    for products in (100, 10**12):
+        monkeypatch.setattr("jvi._loops._CONVOLVED", products)
+        monkeypatch.setattr("jvi._run._BY_STEPS", set())
+        jax.clear_caches()
+        state, info = jvi.fit_batches(svi, KEY, x, num_steps=40, batch_size=50)
+        with pytest.raises(jvi.NonFiniteError) as caught:
+            jvi.fit_batches(svi, KEY, np.full(200, np.inf), num_steps=40, batch_size=50)
+        runs.append((state.params, state.step, info, caught.value.state.step, caught.value.info.finite))
+    assert entered == [40, 40]  # of the first two runs
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *runs)
+    assert (int(runs[0][1]), int(runs[0][3])) == (40, 3)
 
 
 @pytest.mark.quick
