@@ -9,6 +9,7 @@ has imported jvi and touched no device, so that a life is short.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import random
 import shutil
@@ -154,9 +155,8 @@ def main() -> int:
         EVERY.update({kind: max(1, every // 4) for kind, every in EVERY.items()})
         STEPS.update({kind: steps and steps // 4 for kind, steps in STEPS.items()})
 
-    import orbax.checkpoint  # noqa: F401
-
-    import jvi  # noqa: F401  so that the processes need not
+    for module in ("orbax.checkpoint", "jvi"):  # so that the processes need not
+        importlib.import_module(module)
 
     with tempfile.TemporaryDirectory() as home:
         found = rows(options.only or list(KINDS), options.times, options.seed, Path(home))

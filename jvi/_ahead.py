@@ -1,4 +1,4 @@
-"""Random numbers drawn ahead of the steps that use them."""
+"""What the trace of a step tells: random numbers that can be drawn ahead, and how much it convolves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def draw_ahead(
       key: typed key.
       args: what it will be called with, or the shapes of it.
       most: bytes that one draw may take; where it would take more, nothing but the key is drawn.
-      look: called with the jaxpr of `function`.
+      look: called with the jaxpr of `function`; what it raises ends the trace.
 
     Returns:
       `draw(key)`, a list of arrays, and `rest(draws, *args)`.

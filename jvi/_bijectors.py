@@ -37,7 +37,7 @@ def triangle_diagonal(size: int) -> np.ndarray:
     return np.isin(np.arange(size), np.diag(where))
 
 
-class sticks(tfb.IteratedSigmoidCentered):  # noqa: N801
+class Sticks(tfb.IteratedSigmoidCentered):
     """Stick-breaking onto the simplex, in logs: finite far out, and kept off the faces, where a later log is infinite."""
 
     def _forward(self, x: Array) -> Array:
@@ -51,7 +51,7 @@ class sticks(tfb.IteratedSigmoidCentered):  # noqa: N801
         return jnp.sum(jax.nn.log_sigmoid(logit) + counts * jax.nn.log_sigmoid(-logit), -1)
 
 
-class stereographic(tfb.Bijector):  # noqa: N801
+class Stereographic(tfb.Bijector):
     """R^(n-1) -> the unit sphere in R^n without its south pole; the determinant is that of surface to volume."""
 
     def __init__(self) -> None:

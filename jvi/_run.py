@@ -93,9 +93,8 @@ class Run:
             rows, step, in_a_row = jax.device_get((rows, new.step, new.skipped_in_a_row))  # the one sync
         self._adapt(length, perf_counter() - began)
         taken, self.step = int(step) - self.step, int(step)
-        bound, grad_norm, ess, finite = (
-            np.asarray(rows[:taken]).reshape(-1, 4).T.copy()
-        )  # of a view, the whole buffer would be kept
+        # A copy: of a view, the whole buffer would be kept.
+        bound, grad_norm, ess, finite = np.reshape(rows[:taken], (-1, 4)).T.copy()
         log = Info(bound, grad_norm, ess, finite.astype(bool))
         self.logs.append(log)
         self.done, self.remaining = self.done + taken, self.remaining - taken
@@ -110,7 +109,7 @@ class Run:
         return new
 
     def _enter(self, feed: Any, size: int, state: State, data: Data, length: int) -> tuple[State, Any]:
-        program = jax.tree.structure(self.svi)
+        program = jax.tree.structure((self.svi, feed)), *((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(data))
         if program not in _BY_STEPS:
             try:
                 return loop(self.svi, feed, size, _masked(), self.schedule, state, data, self.beta, length)

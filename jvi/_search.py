@@ -87,6 +87,7 @@ class Search:
         return self.fits
 
     def explore(self, points: np.ndarray) -> list[Gaussian]:
+        """Rough Gaussians at the optima that ascents from the first of the points [S, D] end in."""
         self.journal.begin("explore")
         self.journal.num_starts = starts = _STARTS if self.size <= 100 else 2 if self.size <= DENSE else 1
         begin, large = points[:starts], self.size > DENSE
@@ -125,6 +126,7 @@ class Search:
         )
 
     def refine(self, fits: list[Gaussian]) -> list[Gaussian]:
+        """The Gaussians of the highest sample-average ELBO that begin at these, those that have a share of the mass."""
         self.journal.begin("refine")
         if self.size <= DENSE:
             draws = whitened(self.rng, 2 ** int(np.ceil(np.log2(max(64, 4 * self.size)))), self.size)
@@ -152,6 +154,7 @@ class Search:
         return start
 
     def scatter(self, fits: list[Gaussian]) -> list[Gaussian]:
+        """With those of optima that ascents from afar find, if any."""
         if self._rough:
             return fits
         self.journal.begin("scatter")

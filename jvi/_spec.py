@@ -31,13 +31,14 @@ def spec(cls: type[T]) -> type[T]:
     """
     check = cls.__dict__.get("__post_init__")
 
-    def __post_init__(self: Any) -> None:  # noqa: N807
+    def checked(self: Any) -> None:
         if check is not None:
             check(self)
         for field in dataclasses.fields(self):
             _check_hashable(type(self).__name__, field.name, getattr(self, field.name))
 
-    setattr(cls, "__post_init__", __post_init__)  # noqa: B010
+    changed: Any = cls
+    changed.__post_init__ = checked
     return jax.tree_util.register_static(dataclasses.dataclass(frozen=True)(cls))
 
 

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,13 +118,15 @@ class Store:
         if fcntl is None or jax.process_index():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = open(self.folder / LOCK, "w")  # noqa: SIM115
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            raise RuntimeError(f"another process runs in {self.folder}; wait for it, end it, or take another folder.") from None
-        self._lock = file
+        with ExitStack() as held:
+            file = held.enter_context(open(self.folder / LOCK, "w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RuntimeError(
+                    f"another process runs in {self.folder}; wait for it, end it, or take another folder."
+                ) from None
+            self._lock = held.pop_all()
 
     def unlock(self) -> None:
         """Let others write."""

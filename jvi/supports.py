@@ -185,7 +185,7 @@ def simplex(*shape: int) -> Support:
     Under stick-breaking a Dirichlet has independent coordinates, so that a mean-field guide can follow it.
     """
     shape = _last_axis("simplex", _shape(shape), least=2)
-    return Support("simplex", shape, (*shape[:-1], shape[-1] - 1), _bijectors.sticks, _limits.sticks)
+    return Support("simplex", shape, (*shape[:-1], shape[-1] - 1), _bijectors.Sticks, _limits.sticks)
 
 
 def ordered(*shape: int) -> Support:
@@ -209,7 +209,7 @@ def unit_vector(size: int) -> Support:
       ValueError: if `size` is less than 2.
     """
     (size,) = _last_axis("unit_vector", _shape((size,)), least=2)
-    return Support("unit_vector", (size,), (size - 1,), _bijectors.stereographic, _limits.wide)
+    return Support("unit_vector", (size,), (size - 1,), _bijectors.Stereographic, _limits.wide)
 
 
 def cholesky_correlation(size: int) -> Support:

@@ -334,7 +334,6 @@ def test_constrained_latents():
 
 
 @pytest.mark.long
-@pytest.mark.quick
 @pytest.mark.parametrize("build", [elbo_kl, elbo_entropy])
 def test_minibatches_average_to_all_data(build):
     model, guide, guide_params = CASES["full_rank"]

@@ -384,7 +384,6 @@ CHUNKED = {
 
 
 @pytest.mark.long
-@pytest.mark.quick
 @pytest.mark.parametrize("name", CHUNKED)
 def test_chunks_of_particles_change_no_number(name):
     """Value, gradients and log-weights; with a chunk that divides K and one that does not."""

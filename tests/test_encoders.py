@@ -156,11 +156,11 @@ def test_an_image_may_have_channels():
 
 
 @pytest.mark.parametrize("shape", [(6, 5, 3), (7, 8, 1)], ids=str)
-def test_its_first_layer_is_a_convolution(shape):
+def test_neighbourhoods_times_a_kernel_are_a_convolution(shape):
     image, kernel = jax.random.normal(KEY, shape), jax.random.normal(jax.random.key(1), (3, 3, shape[-1], 4))
     layout = ("NHWC", "HWIO", "NHWC")
     expected = jax.lax.conv_general_dilated(image[None], kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=layout)[0]
-    np.testing.assert_allclose(_neighbourhoods(image) @ kernel.reshape(-1, 4), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(_neighbourhoods(image) @ kernel.reshape(-1, 4), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_encoders_take_the_default_precision(float64):

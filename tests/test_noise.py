@@ -168,7 +168,6 @@ def test_antithetic_noise_cancels_what_is_linear():
 
 
 @pytest.mark.long
-@pytest.mark.quick
 def test_variances_on_a_linear_gaussian_model():
     """K times the variance. The log-weight is b'eps + eps'A eps / 2: it is |b|^2 + |A|^2 / 2 of independent noise, and |A|^2 of
     antithetic noise, without the linear part, which is all there is of the location's gradient. Of Sobol points it falls, faster
@@ -226,7 +225,6 @@ def test_gammas_of_distrax_and_tfp_are_unbiased(make):
 
 
 @pytest.mark.long
-@pytest.mark.quick
 @pytest.mark.parametrize("make", JOINT)
 def test_chunks_shards_and_keys_of_any_kind_change_no_number(make):
     """Particles in chunks and all at once; a batch on eight devices and on one."""
