@@ -130,7 +130,7 @@ def stream(x):
         yield x[rng.integers(len(x), size=32)]
 
 
-@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("streamed", [pytest.param(False, marks=pytest.mark.long), True])
 def test_amortized_guides_on_minibatches(streamed):
     x = np.random.default_rng(3).normal(0.0, np.sqrt(2.0), size=(500, 1)).astype(np.float32)
     rest = {} if streamed else {"batch_size": 32}

@@ -260,6 +260,7 @@ def test_refining_an_encoders_answer_raises_the_bound_to_the_evidence(fitted):
     assert np.mean(lacks) < 3e-4  # nats; the z-test says that it is less than it was, this that it is nothing
 
 
+@pytest.mark.long
 def test_refining_makes_up_for_data_unlike_the_encoders(fitted):
     params, _ = fitted
     x = jnp.full(20, 6.0), jnp.ones(20, bool)

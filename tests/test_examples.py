@@ -42,6 +42,7 @@ def pictures(folder):
     return {path.name for path in found}
 
 
+@pytest.mark.long
 def test_eight_schools(tmp_path, relaxed):
     verdicts = load("eight_schools").main(tmp_path, relaxed)
     mean_field, full_rank = verdicts["mean-field"], verdicts["full-rank"]
@@ -60,6 +61,7 @@ def test_logistic_regression(tmp_path, relaxed):
     assert len(pictures(tmp_path)) == 2
 
 
+@pytest.mark.long
 def test_digits_vae(tmp_path, relaxed):
     bounds = load("digits_vae").main(tmp_path, relaxed, num_steps=600)
     values = [bounds[k].value for k in (1, 5, 50, 500)]

@@ -145,7 +145,7 @@ def test_the_masked_loop_of_accelerators_takes_the_same_steps(monkeypatch):
     assert (int(runs[1][1]), int(runs[1][3])) == (40, 3)
 
 
-@pytest.mark.quick
+@pytest.mark.long
 def test_a_step_of_convolutions_is_taken_outside_of_the_loop_and_is_the_same(monkeypatch):
     kernel = jnp.ones(5) / 5.0
     model = jvi.model(lambda x, z: log_prior(z) + 1e-4 * jnp.sum(norm.logpdf(jnp.convolve(x, kernel), z["mean"], 1.0)))
