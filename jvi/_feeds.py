@@ -1,4 +1,4 @@
-"""Feeds: which data a step of a compiled loop sees. Specs with `start` and `next`, and the host's side of an iterator."""
+"""Feeds: which data a step of a compiled loop sees. Specs with `start`, `places` and `take`, and the host's side of an iterator."""
 
 from __future__ import annotations
 
@@ -29,13 +29,17 @@ CHUNK = 8_192  # steps in one entry into a compiled loop, at most
 class Whole:
     """Every step sees all data."""
 
-    def start(self, rng: PRNGKey, step: Array, data: Data) -> Any:
-        """What the loop holds between steps."""
+    def start(self, rng: PRNGKey) -> Any:
+        """What all steps of a run share."""
         return ()
 
-    def next(self, held: Any, rng: PRNGKey, step: Array, data: Data, i: Array) -> tuple[Any, Data]:
-        """The data of this step of the run, the i-th since `start`."""
-        return held, data
+    def places(self, held: Any, step: Array, data: Data) -> Any:
+        """Where the data of a step lie, which can be found for many steps at once."""
+        return ()
+
+    def take(self, places: Any, data: Data, i: Array) -> Data:
+        """The data of a step, the i-th in this entry into the loop."""
+        return data
 
 
 @spec
@@ -44,31 +48,38 @@ class Shuffled:
 
     batch_size: int
 
-    def start(self, rng: PRNGKey, step: Array, data: Data) -> Array:
+    def start(self, rng: PRNGKey) -> Array:
         """The key of the orders."""
         return jax.random.bits(jax.random.fold_in(rng, ORDER), (2,), jnp.uint32)
 
-    def next(self, held: Array, rng: PRNGKey, step: Array, data: Data, i: Array) -> tuple[Any, Data]:
-        """The next minibatch."""
+    def places(self, held: Array, step: Array, data: Data) -> Array:
+        """The next examples [batch_size] of the epoch's order."""
         examples = leading_axis(data)
         per_epoch = examples // self.batch_size
         places = step % per_epoch * self.batch_size + jnp.arange(self.batch_size)
         # Every device finds all places: the search for them asks after every round whether all are found.
-        chosen = sharding.everywhere(shuffled(held, step // per_epoch, places, examples))
-        return held, sharding.by_example(jax.tree.map(lambda leaf: jnp.take(leaf, chosen, axis=0, mode="clip"), data))
+        return sharding.everywhere(shuffled(held, step // per_epoch, places, examples))
+
+    def take(self, places: Array, data: Data, i: Array) -> Data:
+        """The next minibatch."""
+        return sharding.by_example(jax.tree.map(lambda leaf: jnp.take(leaf, places, axis=0, mode="clip"), data))
 
 
 @spec
 class Stacked:
     """Step i of a chunk sees the i-th of a stack of minibatches."""
 
-    def start(self, rng: PRNGKey, step: Array, data: Data) -> Any:
-        """Nothing is held."""
+    def start(self, rng: PRNGKey) -> Any:
+        """Nothing is shared."""
         return ()
 
-    def next(self, held: Any, rng: PRNGKey, step: Array, data: Data, i: Array) -> tuple[Any, Data]:
+    def places(self, held: Any, step: Array, data: Data) -> Any:
+        """Nothing is to be found."""
+        return ()
+
+    def take(self, places: Any, data: Data, i: Array) -> Data:
         """The i-th minibatch."""
-        return held, sharding.by_example(jax.tree.map(lambda leaf: leaf[i], data))
+        return sharding.by_example(jax.tree.map(lambda leaf: leaf[i], data))
 
 
 class _Rows(NamedTuple):

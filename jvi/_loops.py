@@ -68,38 +68,42 @@ def loop(
         if not masked and convolved(jaxpr) >= _CONVOLVED:
             raise SlowInsideError
 
-    def step(key: PRNGKey, carry: Any) -> Any:
-        i, params, opt_state, in_a_row, held, log = carry
+    def step(key: PRNGKey, carry: Any, places: Any) -> Any:
+        i, params, opt_state, in_a_row, log = carry
         running = go_on(carry) if masked else True
-        held, x = feed.next(held, state.rng, start + i, data, i)
+        x = feed.take(places, data, i)
         beta_now = beta_at(schedule, beta, start + i)
         params, opt_state, in_a_row, row = _advance(svi, params, opt_state, in_a_row, key, x, beta_now, running)
         log = jax.lax.dynamic_update_index_in_dim(log, row, i, 0, allow_negative_indices=False)
-        return i + running, params, opt_state, in_a_row, held, log
+        return i + running, params, opt_state, in_a_row, log
+
+    def places_of(i: Array) -> Any:
+        return feed.places(held, start + i, data)
 
     def go_on(carry: Any) -> Array:
         i, _, _, in_a_row, *_ = carry
         return (i < length) & (in_a_row < svi.max_skipped)
 
-    held, log = feed.start(state.rng, start, data), jnp.zeros((size + 1, 4))
-    carry = (jnp.zeros((), jnp.int32), state.params, state.opt_state, state.skipped_in_a_row, held, log)
+    held, zero = feed.start(state.rng), jnp.zeros((), jnp.int32)
+    carry = (zero, state.params, state.opt_state, state.skipped_in_a_row, jnp.zeros((size + 1, 4)))
     steps, most = _AHEAD_MASKED if masked else _AHEAD
-    draw, rest = draw_ahead(step, state.rng, carry, most=most, look=look)
+    draw, rest = draw_ahead(step, state.rng, carry, places_of(zero), most=most, look=look)
     block = min(size, steps)
 
     def some(carry: Any) -> Any:
         first = carry[0]
         keys = jax.vmap(lambda i: jax.random.fold_in(state.rng, start + first + i))(jnp.arange(block))
         draws = jax.vmap(draw)(keys)
-        if masked:
-            return jax.lax.scan(lambda carry, now: (rest(now, carry), None), carry, draws, length=block)[0]
+        if masked:  # a search for places asks whether to go on, too
+            ahead = draws, jax.vmap(places_of)(first + jnp.arange(block))
+            return jax.lax.scan(lambda carry, now: (rest(now[0], carry, now[1]), None), carry, ahead, length=block)[0]
 
         def one(carry: Any) -> Any:
-            return rest([_row(leaf, carry[0] - first) for leaf in draws], carry)
+            return rest([_row(leaf, carry[0] - first) for leaf in draws], carry, places_of(carry[0]))
 
         return jax.lax.while_loop(lambda carry: go_on(carry) & (carry[0] - first < block), one, carry)
 
-    i, params, opt_state, in_a_row, _, log = jax.lax.while_loop(go_on, some, carry)
+    i, params, opt_state, in_a_row, log = jax.lax.while_loop(go_on, some, carry)
     missed = (log[:, 3] == 0.0) & (jnp.arange(size + 1) < i)
     skipped = state.skipped + jnp.sum(missed, dtype=jnp.int32)
     # The key passes as it came, so that its buffer, which is the caller's, is not donated.
@@ -111,30 +115,30 @@ def by_steps(
     svi: SVI, feed: Any, schedule: Callable[[Array], Any] | None, state: State, data: Data, beta: Any, length: int
 ) -> tuple[State, list[Array]]:
     """What `loop` does, by steps that are called one by one; rows behind those that were taken say nothing."""
-    held, log = _start(feed, state.rng, state.step, data), []
+    held, log = _start(feed, state.rng), []
     for i in range(length):
-        state, held, row = _step(svi, feed, schedule, state, held, data, beta, i)
+        state, row = _step(svi, feed, schedule, state, held, data, beta, i)
         log.append(row)
     return state, log
 
 
 @jax.jit
-def _start(feed: Any, rng: PRNGKey, step: Array, data: Data) -> Any:
-    return feed.start(rng, step, data)
+def _start(feed: Any, rng: PRNGKey) -> Any:
+    return feed.start(rng)
 
 
-@partial(jax.jit, static_argnums=(2,), donate_argnums=(3, 4))
+@partial(jax.jit, static_argnums=(2,), donate_argnums=(3,))
 def _step(
     svi: SVI, feed: Any, schedule: Callable[[Array], Any] | None, state: State, held: Any, data: Data, beta: Any, i: int
-) -> tuple[State, Any, Array]:
+) -> tuple[State, Array]:
     params, opt_state, rng, step, skipped, in_a_row = state
     running = in_a_row < svi.max_skipped
-    held, x = feed.next(held, rng, step, data, i)
+    x = feed.take(feed.places(held, step, data), data, i)
     key, beta_now = jax.random.fold_in(rng, step), beta_at(schedule, beta, step)
     params, opt_state, in_a_row, row = _advance(svi, params, opt_state, in_a_row, key, x, beta_now, running)
     skipped = skipped + (running & (row[3] == 0.0))
     params, opt_state, step, skipped, in_a_row = sharding.as_stored((params, opt_state, step + running, skipped, in_a_row))
-    return State(params, opt_state, rng, step, skipped, in_a_row), held, sharding.everywhere(row)
+    return State(params, opt_state, rng, step, skipped, in_a_row), sharding.everywhere(row)
 
 
 def _advance(
@@ -158,11 +162,11 @@ def independent(
     count: int,
 ) -> Array:
     """The objective at `params` [num], with keys and minibatches that no step of the run of key `rng` uses; a stack has `count`."""
-    held = feed.start(rng, jnp.asarray(FAR, jnp.int32), data)
+    held = feed.start(rng)
 
     def one(i: Array) -> Array:
         step = FAR + i
-        _, x = feed.next(held, rng, step, data, i % count)
+        x = feed.take(feed.places(held, jnp.asarray(step, jnp.int32), data), data, i % count)
         return svi.objective(params, jax.random.fold_in(rng, step), x, beta=beta_at(schedule, beta, step))[0]
 
     return jax.lax.map(one, jnp.arange(num))

@@ -38,7 +38,7 @@ class Mapped:
         self._part = part
         self._data = jax.tree.map(np.asarray, data)
         self._batch_size, self._examples = batch_size, leading_axis(data)
-        self._key = np.asarray(Shuffled(batch_size).start(rng, jnp.asarray(step), data))
+        self._key = np.asarray(Shuffled(batch_size).start(rng))
         self.set_state({"step": step})
 
     @classmethod
