@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 
 def matrix_rate(dtype: Any, size: int = 8_192, products: int = 50) -> float:

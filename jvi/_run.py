@@ -101,7 +101,7 @@ class Run:
         self.progress.update(self.done, log)
         if in_a_row >= self.svi.max_skipped:
             last = new.step - 1
-            _, x = feed.next(feed.start(new.rng, last, data), new.rng, last, data, taken - 1)
+            x = feed.take(feed.places(feed.start(new.rng), last, data), data, taken - 1)
             raise non_finite_error(self.svi, new, x, self.info(), beta_at(self.schedule, self.beta, last))
         if self.callback is not None and self._ask(new):
             self.remaining = 0
