@@ -36,8 +36,10 @@ def flops(function: Callable[..., Any], *args: Any) -> float:
 
 def busy_share(run: Callable[[], Any]) -> float:
     """The part of a run during which the device computes, between its first and its last kernel, by the profiler."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = options.host_tracer_level = 0  # following the host's calls would slow them
     with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder, create_perfetto_trace=True):
+        with jax.profiler.trace(folder, create_perfetto_trace=True, profiler_options=options):
             run()
         (path,) = glob.glob(f"{folder}/**/perfetto_trace.json.gz", recursive=True)
         with gzip.open(path) as file:

@@ -176,6 +176,11 @@ def everywhere(tree: T) -> T:
     return _constrained(tree, lambda leaf: P())
 
 
+def parted() -> bool:
+    """Whether a program is traced for a mesh."""
+    return _ambient() is not None
+
+
 def num_devices(mesh: Mesh | None) -> int:
     """How many devices share the work."""
     return 1 if mesh is None else mesh.size

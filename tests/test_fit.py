@@ -137,10 +137,13 @@ def test_the_masked_loop_of_accelerators_takes_the_same_steps(monkeypatch):
     runs = []
     for masked in (False, True):
         monkeypatch.setattr("jvi._run._masked", lambda masked=masked: masked)
+        if masked:
+            monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **_: default(*args))
         state, info = jvi.fit(svi, KEY, jnp.ones(5), num_steps=40)  # 40 steps leave a block of 32 unfinished
+        batched = jvi.fit_batches(svi, KEY, jnp.linspace(-1.0, 3.0, 50), num_steps=40, batch_size=5)
         with pytest.raises(jvi.NonFiniteError) as caught:
             jvi.fit(svi, KEY, jnp.full(5, jnp.inf), num_steps=40)
-        runs.append((state.params, state.step, info, caught.value.state.step, caught.value.info.finite))
+        runs.append((state.params, state.step, info, caught.value.state.step, caught.value.info.finite, batched[1]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *runs)
     assert (int(runs[1][1]), int(runs[1][3])) == (40, 3)
 
