@@ -34,8 +34,8 @@ def flops(function: Callable[..., Any], *args: Any) -> float:
     return float(found["flops"])
 
 
-def busy_share(run: Callable[[], Any]) -> float:
-    """The part of a run during which the device computes, between its first and its last kernel, by the profiler."""
+def busy_seconds(run: Callable[[], Any]) -> float:
+    """How long the device computes during a run, by the profiler, which itself slows what the host does."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = options.host_tracer_level = 0  # following the host's calls would slow them
     with tempfile.TemporaryDirectory() as folder:
@@ -44,7 +44,7 @@ def busy_share(run: Callable[[], Any]) -> float:
         (path,) = glob.glob(f"{folder}/**/perfetto_trace.json.gz", recursive=True)
         with gzip.open(path) as file:
             events = json.load(file)["traceEvents"]
-    return covered(device_spans(events))
+    return 1e-6 * covered(device_spans(events))
 
 
 def device_spans(events: list[dict[str, Any]]) -> list[tuple[float, float]]:
@@ -61,9 +61,9 @@ def device_spans(events: list[dict[str, Any]]) -> list[tuple[float, float]]:
 
 
 def covered(spans: list[tuple[float, float]]) -> float:
-    """The share of the time between the first start and the last end that sorted spans cover."""
+    """The time that sorted spans cover."""
     total, end = 0.0, spans[0][0]
     for first, last in spans:
         total += max(0.0, last - max(first, end))
         end = max(end, last)
-    return total / (end - spans[0][0])
+    return total

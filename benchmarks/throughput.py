@@ -18,6 +18,7 @@ import time
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -39,6 +40,13 @@ CASES = {
 SPLIT = Case(False, 1, 512, 39)  # over fake devices
 MANY, CHUNK, HELD_OUT = 5_000, 50, 64
 Rates = dict[str, list[float]]
+
+
+class Measured(NamedTuple):
+    """Images a second of every contender by round, and where an accelerator was watched the share of the time that it does nothing."""
+
+    rates: Rates
+    idle: dict[str, float]
 
 
 def main() -> int:
@@ -66,14 +74,16 @@ def main() -> int:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         show = partial(_show, console, lines)
         reached = []
+        watched = {}
         for name, case in _cases(options).items():
-            found = measure(_jobs(case), rounds, progress, name)
+            watched[name] = measure(_jobs(case), rounds, progress, name, watched=_accelerated())
+            found = watched[name].rates
             show(name, ("", "images a second", "of the hand-written", "jvi is times as fast"), _rows(found))
             reached += _reached(name, found)
         if not options.case:
             devices(show, SPLIT, rounds, progress, options.quick)
             many(show, rounds, progress, options.quick)
-            accelerator(show, _cases(options))
+        accelerator(show, _cases(options), watched)
     show("Reach", ("", "jvi to", "ratio", "to reach", ""), reached)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -81,10 +91,10 @@ def main() -> int:
     return 0
 
 
-def measure(jobs: dict[str, tuple[str, ...]], rounds: int, progress: Progress, title: str) -> Rates:
-    """Images a second of every job, by round; a job is a worker's arguments."""
+def measure(jobs: dict[str, tuple[str, ...]], rounds: int, progress: Progress, title: str, watched: bool = False) -> Measured:
+    """What every job reaches; a job is a worker's arguments."""
     task = progress.add_task(title, total=rounds + 1)
-    workers, found = {}, {}
+    workers, found, size, idle = {}, {}, {}, {}
     for name, (kind, case, count) in jobs.items():
         try:
             workers[name] = Worker(MODULE, kind, case, count, num_devices=max(int(count), 1))
@@ -97,11 +107,15 @@ def measure(jobs: dict[str, tuple[str, ...]], rounds: int, progress: Progress, t
         for name in list(found)[:: 1 if i % 2 else -1]:
             answer = workers[name].ask(i)
             found[name].append(answer["images"] / answer["seconds"])
+            size[name] = answer["images"]
         progress.advance(task)
-    for worker in workers.values():
+    for name, worker in workers.items():
+        if watched and name in (HAND, "jvi"):
+            busy = worker.ask("busy")["seconds"]
+            idle[name] = max(0.0, 1.0 - busy * statistics.median(found[name]) / size[name])
         worker.close()
     progress.remove_task(task)
-    return found
+    return Measured(found, idle)
 
 
 def work(kind: str, case_fields: str, num_devices: str) -> int:
@@ -112,9 +126,9 @@ def work(kind: str, case_fields: str, num_devices: str) -> int:
 
     def answer(request: str) -> dict[str, float]:
         if request == "busy":
-            from benchmarks.accelerator import busy_share
+            from benchmarks.accelerator import busy_seconds
 
-            return {"busy": busy_share(lambda: contender.run(0))}
+            return {"seconds": busy_seconds(lambda: contender.run(0))}
         began, clock = time.perf_counter(), time.process_time()
         bounds = contender.run(int(request))
         seconds, worked = time.perf_counter() - began, time.process_time() - clock
@@ -176,9 +190,7 @@ def check(console: Console, num_keys: int, names: list[str]) -> int:
 
 def devices(show, case: Case, rounds: int, progress: Progress, quick: bool) -> None:
     """One minibatch over fake devices of one CPU: what the split itself costs."""
-    import jax
-
-    if jax.default_backend() != "cpu":
+    if _accelerated():
         return
     title = f"MLP, K = 1, minibatches of {case.batch_size} over fake devices of one CPU"
     jobs = {
@@ -186,7 +198,7 @@ def devices(show, case: Case, rounds: int, progress: Progress, quick: bool) -> N
         for count in (1, 2, 4, 8)
         for name in (HAND, "jvi")
     }
-    found = measure(jobs, rounds, progress, title)
+    found = measure(jobs, rounds, progress, title).rates
     rows = []
     for count in (1, 2, 4, 8):
         hand, ours = (found.get(f"{name}, {count}", []) for name in (HAND, "jvi"))
@@ -201,18 +213,17 @@ def many(show, rounds: int, progress: Progress, quick: bool) -> None:
     draws = MANY // 10 if quick else MANY
     case = Case(False, draws, 8 if quick else HELD_OUT, 1)
     jobs = {name: (f"many {name}", json.dumps(case), "0") for name in EVALUATORS}
-    found = measure(jobs, min(rounds, 3), progress, f"MLP, evaluation at K = {draws:,}")
+    found = measure(jobs, min(rounds, 3), progress, f"MLP, evaluation at K = {draws:,}").rates
     head = ("", "images a second", "of the hand-written", "jvi is times as fast")
     show(f"MLP, evaluation at K = {draws:,}, {CHUNK} draws at a time", head, _rows(found))
 
 
-def accelerator(show, cases: dict[str, Case]) -> None:
-    """FLOP/s against the matrix rate, and the device's share of the time."""
-    import jax
-
-    if jax.default_backend() == "cpu":
+def accelerator(show, cases: dict[str, Case], watched: dict[str, Measured]) -> None:
+    """FLOP/s against the matrix rate, and the part of a run's time that its kernels, by a profiled run, leave unused."""
+    if not _accelerated():
         show("FLOP/s against the matrix rate; device time against host gaps", ("",), [("not measured: no accelerator",)])
         return
+    import jax
     import jax.numpy as jnp
 
     from benchmarks.accelerator import flops, matrix_rate
@@ -224,22 +235,23 @@ def accelerator(show, cases: dict[str, Case]) -> None:
         of_image = flops(jax.value_and_grad(bound), params, jax.random.key(0), x) / len(x)
         if case.narrow not in rates:
             rates[case.narrow] = matrix_rate(jnp.bfloat16 if case.narrow else jnp.float32)
-        worker = Worker(MODULE, "jvi", json.dumps(case), "0")
-        worker.ask(0)
-        answer = worker.ask(1)
-        achieved, busy = of_image * answer["images"] / answer["seconds"], worker.ask("busy")["busy"]
-        worker.close()
+        rates_now, idle = watched[name]
+        achieved = of_image * statistics.median(rates_now["jvi"])
         cells = (f"{achieved / 1e12:.2f}", f"{rates[case.narrow] / 1e12:.0f}", f"{achieved / rates[case.narrow]:.1%}")
-        rows.append((name, *cells, f"{1 - busy:.1%}"))
-    show("What the device does under jvi", ("", "TFLOP/s", "matrix rate", "share", "idle"), rows)
+        rows.append((name, *cells, f"{idle['jvi']:.1%}", f"{idle[HAND]:.1%}"))
+    show("What the device does under jvi", ("", "TFLOP/s", "matrix rate", "share", "idle", "idle, by hand"), rows)
+
+
+def _accelerated() -> bool:
+    import jax
+
+    return jax.default_backend() != "cpu"
 
 
 def _cases(options: argparse.Namespace) -> dict[str, Case]:
-    import jax
-
     cases = {name: case for name, case in CASES.items() if not options.case or name in options.case}
-    if jax.default_backend() != "cpu":  # a step takes a hundredth of the time there
-        cases = {name: case._replace(num_steps=156, calls=10) for name, case in cases.items()}
+    if _accelerated():  # a step takes a hundredth of the time there
+        cases = {name: case._replace(num_steps=156, calls=10 if case.num_samples == 1 else 2) for name, case in cases.items()}
         cases |= {f"{name}, bfloat16": case._replace(narrow=True) for name, case in cases.items()}
     return {name: _quick(case) for name, case in cases.items()} if options.quick else cases
 
