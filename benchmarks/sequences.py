@@ -1,7 +1,8 @@
 """What a step costs with guides of chains and trees, by their size: `python -m benchmarks.sequences`.
 
 A step is the ELBO of one draw and its gradient, sticking the landing, of a random walk along the chain or tree whose nodes are all
-measured with noise. Time is the processor's, so that other work on the machine counts little: the least of several rounds, per node.
+measured with noise. Time is the processor's, so that other work on the machine counts little (an accelerator's by the clock on the
+wall): the least of several rounds, per node.
 Memory is what the compiled program needs besides its arguments, per node.
 """
 
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jvi
+from benchmarks.step_time import device_name
 from jvi.guides import Markov, Tree
 
 SIZES = (1_000, 10_000, 100_000)
@@ -70,10 +72,10 @@ def measure(guide: Any, parents: np.ndarray, rounds: int) -> tuple[float, float,
     objective = jvi.elbo(jvi.model(walk(parents)), guide, gradient=jvi.gradients.stl)
     params = objective.init(key, x)
     params = params._replace(guide=params.guide._replace(link=params.guide.link + 0.5 * jnp.eye(2)))
-    start = time.process_time()
+    start = now()
     draw = jax.jit(lambda params, key: guide.sample_and_log_prob(params.guide, key, x)).lower(params, key).compile()
     step = jax.jit(jax.value_and_grad(lambda params, key: objective(params, key, x)[0])).lower(params, key).compile()
-    compiled = time.process_time() - start
+    compiled = now() - start
     return (
         compiled,
         least(draw, params, key, rounds),
@@ -83,21 +85,26 @@ def measure(guide: Any, parents: np.ndarray, rounds: int) -> tuple[float, float,
 
 
 def least(function: Any, params: Any, key: Any, rounds: int) -> float:
-    """Processor seconds of a call."""
+    """Seconds of a call."""
     found = []
     for _ in range(rounds):
-        start = time.process_time()
+        start = now()
         jax.block_until_ready(function(params, key))
-        found.append(time.process_time() - start)
+        found.append(now() - start)
     return min(found[1:])
+
+
+def now() -> float:
+    """Seconds: of the processor where it computes, otherwise on the wall."""
+    return time.process_time() if jax.default_backend() == "cpu" else time.perf_counter()
 
 
 def specs(n: int, rounds: int) -> tuple[float, float]:
     """Seconds that a tree of n nodes takes to build, and to be looked up among compiled programs, once built."""
     parents = tuple(random(n).tolist())
-    start = time.process_time()
+    start = now()
     guide = Tree(parents, dim=2)
-    built = time.process_time() - start
+    built = now() - start
     called = jax.jit(lambda guide, u: u + 1.0)
     return built, least(called, guide, jnp.zeros(()), 10 * rounds)
 
@@ -125,7 +132,7 @@ def main() -> None:
             rows.append((f"Tree, {shape.__name__}, doubling", n, shape(n), Tree(shape(n), dim=2, parallel=True)))
     table, lines = (
         Table(*HEAD),
-        [f"# Chains and trees, {date.today()}", "", f"Device: {jax.devices()[0].device_kind}, one core. D = 2."],
+        [f"# Chains and trees, {date.today()}", "", f"Device: {device_name()}. D = 2."],
     )
     lines += ["`python -m benchmarks.sequences`", "", *(__doc__.split("\n\n")[1].strip().splitlines()), ""]
     lines += [f"| {' | '.join(HEAD)} |", "| --- |" + " ---: |" * (len(HEAD) - 1)]

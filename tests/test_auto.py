@@ -29,6 +29,7 @@ def walk(z):
 SPACE = jvi.space({"path": jvi.real(9), "scale": jvi.real(), "shift": jvi.real()})
 
 
+@pytest.mark.long
 def test_a_series_is_found_and_its_guide_follows_the_others():
     guide, lines = said(walk, SPACE)
     assert lines == [

@@ -135,6 +135,7 @@ def test_an_iterator_that_ends_early_leaves_a_run_to_go_on_with(tmp_path):
     assert same(fit(tmp_path, batches=stream()), fit(None, batches=stream()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batches", [None, stream])
 def test_a_resumed_run_that_drives_itself_ends_where_an_unbroken_one_does(tmp_path, monkeypatch, batches):
     def drive(folder):
@@ -168,6 +169,7 @@ def test_fit_on_all_data_is_kept_too(tmp_path):
     assert same(jvi.fit(svi, KEY, DATA, num_steps=80, checkpoint=tmp_path, checkpoint_every=25), unbroken)
 
 
+@pytest.mark.long
 def test_the_best_is_kept_by_its_own_bound(tmp_path):
     """A learning rate that jumps ruins the fit: the best checkpoint is an early one."""
 

@@ -54,6 +54,7 @@ def test_eight_schools(tmp_path, relaxed):
     assert pictures(tmp_path) == {"eight_schools_trace.png", "eight_schools_marginals.png", "eight_schools_khat.png"}
 
 
+@pytest.mark.long
 def test_logistic_regression(tmp_path, relaxed):
     sd = load("logistic_regression").main(tmp_path, relaxed)
     assert np.median(sd["mean-field"] / sd["full-rank"]) < 0.75

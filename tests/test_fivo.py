@@ -99,6 +99,7 @@ def test_the_evidence_is_estimated_without_bias_and_bounded_from_below(name):
     np.testing.assert_allclose(jax.vmap(bounds.iwae)(aux.log_w), value, atol=1e-4)
 
 
+@pytest.mark.long
 def test_with_the_optimal_proposal_the_bound_approaches_the_evidence():
     x = simulated(jax.random.key(6), 20)
     truth = float(kalman(SLOPE, x))
@@ -112,6 +113,7 @@ def test_with_the_optimal_proposal_the_bound_approaches_the_evidence():
     assert gaps[1] < 0.01 < gaps[0]
 
 
+@pytest.mark.long
 def test_it_beats_importance_weighting_over_a_long_sequence():
     x = simulated(jax.random.key(7), 30)
     truth = float(kalman(SLOPE, x))
@@ -130,6 +132,7 @@ def _unrolled(params, rng, x):
     return jnp.stack(z), log_q
 
 
+@pytest.mark.long
 def test_without_resampling_value_and_gradients_are_those_of_iwae_over_the_sequence():
     x = simulated(jax.random.key(8), 3)
     sequence = jvi.guides.from_functions(lambda rng, x: START, _unrolled)
@@ -253,6 +256,7 @@ def test_discrete_states_by_scores_match_enumeration(share):
     assert_z_test(samples, jnp.concatenate([value[None], flat(grads), evidence[None]]))
 
 
+@pytest.mark.long
 def test_scores_of_a_switching_model_with_a_continuous_state_fit_both():
     """The switch is scored, what it drives is reparameterized; steps beyond a sequence's end count for nothing."""
     model = jvi.models.state_space(
@@ -299,6 +303,7 @@ def test_a_fit_raises_the_bound_and_recovers_the_transition():
     assert abs(float(state.params.model) - truth) < 3 * error
 
 
+@pytest.mark.long
 def test_sequences_of_unequal_length_end_where_their_mask_says():
     length, full = 4, 7
     x = simulated(jax.random.key(9), full)

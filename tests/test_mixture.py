@@ -63,6 +63,7 @@ def arrays(params):
     return jax.tree.map(jnp.asarray, params)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bound", [jvi.bounds.elbo, jvi.bounds.iwae])
 def test_stratified_bounds_and_all_their_gradients_are_unbiased(bound):
     with jax.enable_x64(True):

@@ -174,6 +174,7 @@ def divergence(log_w):
     return jvi.bounds.iwae(log_w) - jnp.sum(jax.nn.softmax(log_w) * log_w)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("gradient", [score, stl])
 def test_reweighted_gradients_of_two_draws_match_quadrature(gradient):
     """forward_kl and wake_sleep with draws held fixed and doubly reparameterized: one expectation."""

@@ -103,6 +103,7 @@ def compiled_loops():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.long
 def test_large_parameters_and_their_moments_are_split_and_nothing_is_compiled_twice(compiled_loops):
     def short(mesh, **kwargs):
         return run(OBJECTIVES["elbo"], mesh, callback=lambda state, info: False, callback_every=30, **kwargs)

@@ -335,6 +335,7 @@ def decoder_of_global(kind):
     return jvi.models.trained(split, in_training), net
 
 
+@pytest.mark.long
 def test_networks_on_minibatches_of_a_global_latent():
     """N / B, a mask for every datum, and statistics over the minibatch and the particles."""
     guide, rng = jvi.guides.MeanField(jvi.space(jvi.real(2))), jax.random.key(1)
@@ -370,6 +371,7 @@ def test_networks_on_minibatches_of_a_global_latent():
     np.testing.assert_allclose(found["var"], 0.9 + 0.1 * seen.var(0), rtol=1e-4)
 
 
+@pytest.mark.long
 def test_networks_of_local_latents_under_global_ones():
     """Encoder and decoder with statistics: of the minibatch, and of the inner particles for each of two global draws."""
     local, amortized, *_ = normed()

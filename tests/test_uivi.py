@@ -59,6 +59,7 @@ def _elbo(params, *, marginal):
     return log_joint + (0.5 * jnp.linalg.slogdet(cov)[1] if marginal else 2.0 * jnp.log(params.conditional["scale"]))
 
 
+@pytest.mark.long
 def test_gradient_is_that_of_the_marginal_elbo_and_without_moves_that_of_the_bound_without_other_draws():
     settled, still = uivi(num_warmup=4, num_inner=2, num_steps=5, step_size=0.25), uivi(num_warmup=0, step_size=1e-5)
     objectives = [jvi.elbo(jvi.model(_joint), GUIDE, gradient=gradient) for gradient in (settled, still)]
