@@ -15,7 +15,7 @@ from jvi._keeper import Keeper
 from jvi._maps import Mapped, stay_on_host
 from jvi._sources import Held, Source, Streamed
 from jvi._typing import Data, PRNGKey
-from jvi.schedules import Schedule
+from jvi.schedules import Schedule, of_run
 from jvi.svi import SVI, State
 
 __all__ = ["Adapted", "adapt"]
@@ -119,6 +119,7 @@ def driven(
             "beta must be a number or one of jvi.schedules where the run finds its own end, which must not come before the schedule's, "
             "and that of a function is not known: take a schedule, or say num_steps, as in jvi.fit(..., num_steps=10_000, beta=...)."
         )
+    beta = of_run(beta)
     for name, value in {"tolerance": tolerance, "seconds": seconds}.items():
         if not value > 0.0:
             raise ValueError(f"{name} must be positive, got {value}.")

@@ -21,6 +21,7 @@ from jvi._run import Beta, Callback, Run
 from jvi._sources import Source, Streamed, begin
 from jvi._typing import Data, PRNGKey
 from jvi.adapt import ADVICE, driven, held
+from jvi.schedules import of_run
 from jvi.svi import SVI, FitError, Info, State
 
 __all__ = ["fit", "fit_batches"]
@@ -85,7 +86,7 @@ def fit(
       >>> info.bound.shape, round(float(state.params.guide.loc[0]), 2)
       ((2000,), 3.0)
     """
-    num_steps, (rng, mesh) = _check_run(svi, num_steps, callback_every), _check_key(rng, mesh)
+    num_steps, (rng, mesh), beta = _check_run(svi, num_steps, callback_every), _check_key(rng, mesh), of_run(beta)
     source = held(x, None, mesh=mesh)
     keeper = _keeper(checkpoint, checkpoint_every, svi, rng, state, _tree.shapes(source.data), beta, num_steps)
     if num_steps is None:
@@ -148,7 +149,7 @@ def fit_batches(
       >>> int(state.step), info.bound.shape
       (50, (50,))
     """
-    num_steps, (rng, mesh) = _check_run(svi, num_steps, callback_every), _check_key(rng, mesh)
+    num_steps, (rng, mesh), beta = _check_run(svi, num_steps, callback_every), _check_key(rng, mesh), of_run(beta)
     if batch_size is not None and not stay_on_host(batches):
         source = held(batches, batch_size, "batches", mesh)
         shapes = f"{_tree.shapes(source.data)} in minibatches of {batch_size}"

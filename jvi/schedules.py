@@ -149,6 +149,36 @@ def traced(beta: Any) -> bool:
     return not (callable(beta) and jax.tree_util.all_leaves([beta]))
 
 
+def is_one(beta: Any) -> bool:
+    """Whether a weight of the KL term is known to be 1, as a traced one is not.
+
+    Raises:
+      TypeError: if it is no number.
+      ValueError: if it is no scalar, or known to be negative or not finite.
+    """
+    if isinstance(beta, bool) or not isinstance(beta, int | float | np.number | np.ndarray | jax.Array):
+        where = "; a schedule goes to jvi.fit, jvi.fit_batches or jvi.adapt, and its value here" if callable(beta) else ""
+        raise TypeError(f"beta must be a number, the weight of the KL term; got {beta!r}{where}.")
+    if jnp.shape(beta) != ():
+        raise ValueError(f"beta must be one number, the weight of the KL term; got shape {list(jnp.shape(beta))}.")
+    try:
+        value = float(beta)
+    except jax.errors.ConcretizationTypeError:
+        return False
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"beta must be a finite weight of the KL term, 0 or more; got {value}.")
+    return value == 1.0
+
+
+def of_run(beta: Any) -> Any:
+    """The `beta` of a run, a number, a schedule or a function of the step; None where it is known to be 1.
+
+    Raises:
+      TypeError, ValueError: as `is_one`, if it is none of these.
+    """
+    return beta if beta is None or callable(beta) else None if is_one(beta) else beta
+
+
 def _check_rising(name: str, start: Any, end: Any) -> tuple[float, float]:
     start, end = _check_ends(start, end)
     if start > end:

@@ -1,9 +1,10 @@
-"""Discrete latents against enumeration: z-tests of value and gradients, all of one row at a failure rate of 1e-4."""
+"""Discrete latents against enumeration, the KL term weighed by 1 and by less: z-tests of a row at a failure rate of 1e-4."""
 
 from __future__ import annotations
 
 import functools
 import itertools
+import math
 
 import distrax
 import flax.linen as nn
@@ -21,23 +22,30 @@ from jvi._distributions import logits_of
 
 tfd = tfp.distributions
 X = jnp.array([0.7, -0.4])  # two data, under per_example
+BETAS = (1.0, 0.4)
 CONSTANT = -6.0  # nats: evidences are far from zero, which is what a baseline is for
 WEIGHTS = jnp.array([0.8, -1.1, 0.5])
 NET = nn.Sequential((nn.Dense(4), nn.tanh, nn.Dense(1)))
 NUM_DRAWS = 20_000
 
 
-def bits_joint(loc, x, z):
+def bits_prior(loc, z):
+    return jnp.sum(z * jnp.log(0.3) + (1.0 - z) * jnp.log(0.7))
+
+
+def bits_likelihood(loc, x, z):
     """Three bits that a datum couples; `loc` is learned. Not linear in a bit, so that relaxed ones are no short cut."""
     z = 1.0 * z
-    mean = loc * (z @ WEIGHTS) + z[0] * z[1] + 0.5 * z[2] ** 2
-    return jnp.sum(z * jnp.log(0.3) + (1.0 - z) * jnp.log(0.7)) + norm.logpdf(x, mean, 0.6) + CONSTANT
+    return norm.logpdf(x, loc * (z @ WEIGHTS) + z[0] * z[1] + 0.5 * z[2] ** 2, 0.6) + CONSTANT
 
 
-def hot_joint(loc, x, z):
+def hot_prior(loc, z):
+    return 1.0 * z @ jnp.log(jnp.array([0.2, 0.3, 0.5]))
+
+
+def hot_likelihood(loc, x, z):
     z = 1.0 * z
-    mean = loc * (z @ WEIGHTS) + (z[0] + 0.3 * z[1]) ** 2
-    return z @ jnp.log(jnp.array([0.2, 0.3, 0.5])) + norm.logpdf(x, mean, 0.6) + CONSTANT
+    return norm.logpdf(x, loc * (z @ WEIGHTS) + (z[0] + 0.3 * z[1]) ** 2, 0.6) + CONSTANT
 
 
 def bits(params, x):
@@ -53,12 +61,12 @@ def start(rng, x):
 
 
 BITS = (
-    jvi.learned(lambda rng, x: jnp.asarray(0.9), bits_joint),
+    jvi.split(bits_prior, bits_likelihood, init=lambda rng, x: jnp.asarray(0.9)),
     jvi.guides.from_distribution(start, bits),
     np.array(list(itertools.product([0.0, 1.0], repeat=3))),
 )
 HOT = (
-    jvi.learned(lambda rng, x: jnp.asarray(0.9), hot_joint),
+    jvi.split(hot_prior, hot_likelihood, init=lambda rng, x: jnp.asarray(0.9)),
     jvi.guides.from_distribution(start, one_hot),
     np.eye(3),
 )
@@ -104,13 +112,14 @@ def start_of(objective):
 
 
 def samples_of(objective, params, num=NUM_DRAWS):
-    """Values and gradients of model and guide, [num, 1 + 1 + 6]."""
+    """Values and gradients of model and guide at each of `BETAS`, [num, 1 + 1 + 6]; compiled once."""
 
-    def one(key):
-        (value, _), grads = jax.value_and_grad(objective, has_aux=True)(params, key, X)
+    def one(key, beta):
+        (value, _), grads = jax.value_and_grad(objective, has_aux=True)(params, key, X, beta=beta)
         return jnp.concatenate([value[None], flat(grads.model), flat(grads.guide)])
 
-    return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(5), num)))
+    compiled, keys = jax.jit(jax.vmap(one, (0, None))), jax.random.split(jax.random.key(5), num)
+    return {beta: np.asarray(compiled(keys, beta)) for beta in BETAS}
 
 
 @functools.cache
@@ -120,15 +129,16 @@ def drawn(name):
     return samples_of(objective, start_of(objective), 10 if name == "enumerated" else NUM_DRAWS)
 
 
-def expected(latents, bound=jvi.bounds.elbo, num=1):
+def expected(latents, beta, bound=jvi.bounds.elbo, num=1):
     """The mean over the data of the bound of K draws, summed over all K-tuples of values; and its gradients."""
     model, guide, table = latents
     tuples = jnp.asarray(list(itertools.product(table, repeat=num)))  # [V^K, K, D]
 
     def exact(params, x):
         log_q = jax.vmap(jax.vmap(lambda z: guide.log_prob(params[1], x, z)))(tuples)
-        log_p = jax.vmap(jax.vmap(lambda z: model.log_joint(params[0], x, z)))(tuples)
-        return jnp.sum(jnp.exp(log_q.sum(1)) * jax.vmap(bound)(log_p - log_q))
+        log_prior = jax.vmap(jax.vmap(lambda z: model.log_prior(params[0], z)))(tuples)
+        fit = jax.vmap(jax.vmap(lambda z: model.log_likelihood(params[0], x, z)))(tuples)
+        return jnp.sum(jnp.exp(log_q.sum(1)) * jax.vmap(bound)(fit + beta * (log_prior - log_q)))
 
     params = (model.init(None, None), start(None, None))
     value, grads = jax.value_and_grad(lambda params: jnp.mean(jax.vmap(lambda x: exact(params, x))(X)))(params)
@@ -137,24 +147,27 @@ def expected(latents, bound=jvi.bounds.elbo, num=1):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_value_and_gradients_are_those_of_enumeration(name):
-    if name == "enumerated":
-        np.testing.assert_allclose(drawn(name), np.tile(expected(BITS), (10, 1)), rtol=2e-5)
-    else:
-        assert_z_test(drawn(name), expected(ROWS[name][0]))
+    for beta, samples in drawn(name).items():
+        right = expected(ROWS[name][0], beta)
+        if name == "enumerated":
+            np.testing.assert_allclose(samples, np.tile(right, (10, 1)), rtol=2e-5)
+        else:
+            assert_z_test(samples, right)
 
 
 @pytest.mark.parametrize("latents", [BITS, HOT], ids=["bits", "one-hot"])
 def test_vimco_is_unbiased_for_the_bound_of_two_draws(latents):
     model, guide, _ = latents
     objective = jvi.per_example(objectives.vimco(model, guide, num_samples=2))
-    assert_z_test(samples_of(objective, start_of(objective), 40_000), expected(latents, jvi.bounds.iwae, 2))
+    for beta, samples in samples_of(objective, start_of(objective), 40_000).items():
+        assert_z_test(samples, expected(latents, beta, jvi.bounds.iwae, 2))
 
 
 def test_control_variates_lower_the_variance():
     """Total variance of the guide's gradient by two draws a step, each less than plain REINFORCE's beyond four standard errors."""
 
     def spread(name):
-        grads = drawn(name)[:, 2:].astype(float)
+        grads = drawn(name)[1.0][:, 2:].astype(float)
         squares = np.sum((grads - grads.mean(0)) ** 2, 1)
         return squares.mean(), squares.std() / np.sqrt(len(squares))
 
@@ -296,6 +309,55 @@ def test_straight_through_is_right_in_value_and_in_the_model_and_as_biased_as_sa
     assert bias[0.2] < 0.03 < 0.2 < bias[1.0]
 
 
+def softmax_rule(logits, temperature):
+    """Relaxed one-hot vectors of three, and the weights that make sums of expectations: the trapezoid over two Gumbel differences."""
+    at = jnp.linspace(-24.0, 24.0, 401)
+    a, b = (axis.ravel() for axis in jnp.meshgrid(at, at))
+    # Differences of Gumbels to the last one: their density is 2 exp(-a - b) / (1 + exp(-a) + exp(-b))^3.
+    log_density = math.log(2.0) - a - b - 3.0 * jax.nn.logsumexp(jnp.stack([-a, -b, jnp.zeros_like(a)]), 0)
+    scores = jnp.stack([logits[0] + a, logits[1] + b, logits[2] + jnp.zeros_like(a)], 1)
+    return jax.nn.softmax(scores / temperature), (at[1] - at[0]) ** 2 * jnp.exp(log_density)
+
+
+@pytest.mark.long
+def test_relaxed_one_hot_gradients_match_quadrature():
+    """Concrete's own bound and its gradients; straight-through's, which is that of the log-joint at the draw by the relaxed one."""
+    temperature, logits, slopes = 0.8, jnp.array([0.4, -0.6, 0.9]), jnp.array([1.5, -0.7, 0.2])
+
+    def log_joint(loc, x, z):
+        return tfd.RelaxedOneHotCategorical(0.8, logits=jnp.array([0.1, 0.3, -0.2])).log_prob(z) + loc * (z @ slopes) * x
+
+    guide = jvi.guides.from_distribution(lambda rng, x: logits, lambda p, x: distrax.OneHotCategorical(p))
+    model = jvi.learned(lambda rng, x: jnp.asarray(0.9), log_joint)
+    objective = jvi.elbo(model, guide, gradient=gradients.concrete(temperature))
+    samples = gradient_samples(objective, objective.init(jax.random.key(0), 0.7), 0.7)
+
+    def exact(loc, logits):
+        z, weights = softmax_rule(logits, temperature)
+        q = tfd.RelaxedOneHotCategorical(temperature, logits=logits)
+        return weights @ jax.vmap(lambda z: log_joint(loc, 0.7, z) - q.log_prob(z))(z)
+
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
+        value, (by_loc, by_logits) = jax.value_and_grad(exact, (0, 1))(jnp.asarray(0.9), jnp.asarray(logits, float))
+    assert_z_test(samples, [value, by_loc, *by_logits])
+
+    linear = jvi.learned(lambda rng, x: jnp.asarray(0.9), lambda loc, x, z: loc * (z @ slopes))
+    objective = jvi.elbo(linear, guide, gradient=gradients.straight_through.at(temperature))
+    samples = gradient_samples(objective, objective.init(jax.random.key(0), None), None)
+    with jax.enable_x64(True):
+        at = jnp.asarray(logits, float)
+        p, log_p = jax.nn.softmax(at), jax.nn.log_softmax(at)
+        # The log-weight is linear in the draw, its density's own derivative has mean zero: what is left is that of the relaxed draw.
+        by_draw = 0.9 * slopes - log_p
+
+        def relaxed(at):
+            z, weights = softmax_rule(at, temperature)
+            return weights @ (z @ by_draw)
+
+        right = np.asarray([p @ by_draw, p @ slopes, *jax.grad(relaxed)(at)])
+    assert_z_test(samples, right)
+
+
 @pytest.mark.quick
 def test_draws_of_straight_through_are_exact():
     guide = jvi.guides.from_distribution(start, one_hot)
@@ -384,7 +446,9 @@ CHUNKED = {
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", CHUNKED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in ("rebar", "relax"))) for name in CHUNKED]
+)
 def test_chunks_of_particles_change_no_number(name):
     """Value, gradients and log-weights; with a chunk that divides K and one that does not."""
     by = [jvi.per_example(CHUNKED[name](*BITS[:2], num_samples=6, chunk_size=size, noise=noise.sobol)) for size in (None, 2, 4)]
@@ -405,7 +469,7 @@ def test_sobol_pairs_have_less_variance_than_independent_ones():
     spread = {}
     for make in (noise.independent, noise.sobol):
         objective = jvi.per_example(objectives.disarm(*BITS[:2], num_samples=8, noise=make))
-        grads = samples_of(objective, start_of(objective), 5_000)[:, 2:].astype(float)
+        grads = samples_of(objective, start_of(objective), 5_000)[1.0][:, 2:].astype(float)
         squares = np.sum((grads - grads.mean(0)) ** 2, 1)
         spread[make] = (squares.mean(), squares.std() / np.sqrt(len(squares)))
     (less, its), (more, error) = spread[noise.sobol], spread[noise.independent]

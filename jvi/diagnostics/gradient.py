@@ -16,6 +16,7 @@ from jvi._loops import monte_carlo
 from jvi._spec import spec
 from jvi._typing import Array, Data, Estimate, Params, PRNGKey, PyTree
 from jvi.objectives._base import check_objective
+from jvi.schedules import is_one
 
 __all__ = ["GradientReport", "GradientRow", "gradient_report"]
 
@@ -152,6 +153,7 @@ def gradient_report(
       Rainforth et al. (2018), Tighter Variational Bounds Are Not Necessarily Better.
     """
     rng, num_samples = check_key(rng), check_count(num_samples, "num_samples", least=2 * _GROUPS)
+    beta = None if beta is None or is_one(beta) else beta
     objectives = dict(objective) if isinstance(objective, Mapping) else {"": objective}
     for one in objectives.values():
         check_objective(one)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 from jvi._typing import Array, Data, PRNGKey, Scalar
@@ -65,6 +67,23 @@ class Objective(Protocol):
     def __call__(self, params: Any, rng: PRNGKey, x: Data, *, beta: Any = 1.0) -> tuple[Scalar, Aux]:
         """The bound, nats, and what came along."""
         ...
+
+
+def nested(objective: Any) -> Iterator[Any]:
+    """An objective, and those it is made of, from outside in."""
+    while objective is not None:
+        yield objective
+        fields = {field.name for field in dataclasses.fields(objective)} if dataclasses.is_dataclass(objective) else set()
+        objective = next((getattr(objective, name) for name in ("objective", "sampled", "particles") if name in fields), None)
+
+
+def no_lower_bound(objective: Any) -> str | None:
+    """What keeps an objective from being a lower bound of the evidence, by name; None where it is one."""
+    for one in nested(objective):
+        for of in (one, getattr(one, "bound", None)):
+            if getattr(of, "upper", False) or not getattr(of, "bounds_evidence", True):
+                return type(of).__name__
+    return None
 
 
 def check_parts(model: Any, guide: Any) -> None:

@@ -13,6 +13,7 @@ from jvi.guides.functions import Guide
 from jvi.models import Model
 from jvi.objectives._base import Aux, Params
 from jvi.objectives.monte_carlo import MonteCarlo, differentiable
+from jvi.schedules import is_one
 
 
 def two_views(
@@ -65,9 +66,8 @@ class Parted:
 
     def __call__(self, params: Params, rng: PRNGKey, x: Data, *, beta: Any = 1.0) -> tuple[Scalar, Aux]:
         """The bound, nats, and its log-weights [K]."""
-        # A weight that is known beforehand stays so: 1 needs no split model.
-        moving = {"beta": beta} if isinstance(beta, jax.Array) else {}
-        known = {} if moving else {"beta": beta}
+        # A weight that is known to be 1 stays so, for models that are not split.
+        known, moving = ({"beta": 1.0}, {}) if is_one(beta) else ({}, {"beta": beta})
 
         def weights(model: PyTree, guide: PyTree, rest: PyTree, rng: PRNGKey) -> PyTree:
             datum, moving = rest

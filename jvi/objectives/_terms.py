@@ -9,7 +9,12 @@ import jax
 from jvi._typing import Array, Data, Latent, Params, PRNGKey, Scalar
 from jvi._vectors import vector_first
 from jvi.models.densities import check_log_density
+from jvi.schedules import is_one
 
+NO_PRIOR = (
+    "beta other than 1, or traced as an argument of jit is, needs a model whose prior is known apart: make it with jvi.split or "
+    "jvi.models.with_prior."
+)
 MASKS, MODEL = 0xFFFFFFFD, 0xFFFFFFFF  # folded into a particle's key for a guide in training, and for a model that draws
 
 
@@ -37,10 +42,10 @@ def masked(guide: Any, params: Params, rng: PRNGKey) -> Params:
 
 def log_weight(terms: dict[str, Array], log_q: Scalar, beta: Any) -> Scalar:
     """log p(x, z) - log q(z | x), the prior and q weighed by beta; nats."""
-    if isinstance(beta, float) and beta == 1.0:
+    if is_one(beta):
         value = sum(terms.values()) - log_q
     elif "log prior" in terms:
         value = terms["log likelihood"] + beta * (terms["log prior"] - log_q)
     else:
-        raise ValueError("beta other than 1 needs a model whose prior is known apart: make it with jvi.split.")
+        raise ValueError(NO_PRIOR)
     return check_log_density(value, "the log-weight")

@@ -17,10 +17,11 @@ from jvi.gradients.reparameterized import default
 from jvi.guides.functions import Guide
 from jvi.models import Model
 from jvi.objectives._base import Aux, Params
-from jvi.objectives._terms import masked
+from jvi.objectives._terms import NO_PRIOR, masked
 from jvi.objectives._told import Whole, by_latent, chained, told
 from jvi.objectives.floors import FreeBits
 from jvi.objectives.monte_carlo import MonteCarlo, default_control
+from jvi.schedules import is_one
 
 
 class Terms(NamedTuple):
@@ -104,7 +105,7 @@ class Decomposed:
         total = sum(jnp.sum(cost) for cost in jax.tree.leaves(costs))
         kl = jax.lax.stop_gradient(costs) if self.by_kl else None
         aux = Aux(jax.lax.stop_gradient(found.log_w), None, jax.lax.stop_gradient(jnp.mean(plain) - total), kl)
-        energy = plain if isinstance(beta, float) and beta == 1.0 else self._weighted(found.densities, beta)
+        energy = plain if is_one(beta) else self._weighted(found.densities, beta)
         if found.log_score is None:
             return Terms(jnp.mean(energy), costs), aux
         signal = jax.lax.stop_gradient(energy)
@@ -121,7 +122,7 @@ class Decomposed:
 
     def _weighted(self, densities: dict[str, Array], beta: Any) -> Array:
         if "log likelihood" not in densities:
-            raise ValueError("beta other than 1 needs a model whose prior is known apart: make it with jvi.split.")
+            raise ValueError(NO_PRIOR)
         return densities["log likelihood"] + beta * densities.get("log prior", 0.0)
 
     def _particle(self, params: Params, rng: PRNGKey, x: Data) -> Particle:

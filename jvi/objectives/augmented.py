@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jvi._checks import leading_axis
 from jvi._spec import spec
 from jvi._typing import Array, Data, PRNGKey, PyTree, Scalar
-from jvi.objectives._base import Aux, check_objective
+from jvi.objectives._base import Aux, check_objective, no_lower_bound
 from jvi.objectives.data import Minibatch, PerExample, whole
 from jvi.objectives.hierarchical import GlobalLocal
 from jvi.objectives.training import Training
@@ -40,11 +40,6 @@ class Augmented:
     def upper(self) -> bool:
         """Whether it bounds the evidence from above."""
         return getattr(self.objective, "upper", False)
-
-    @property
-    def bounds_evidence(self) -> bool:
-        """Whether it is a bound at all."""
-        return getattr(self.objective, "bounds_evidence", True)
 
     def init(self, rng: PRNGKey, x: Data) -> Any:
         """Initial parameters, by transformed data."""
@@ -138,23 +133,16 @@ def augmented(objective: Any, transform: Callable[[PRNGKey, Data], Data]) -> Aug
         raise TypeError(f"transform must be a function (rng, x) -> x, such as jvi.augment.binarized; got {transform!r}.")
     if isinstance(objective, PerExample):
         return dataclasses.replace(objective, objective=augmented(objective.objective, transform))
-    if hasattr(transform, "log_volume") and not _is_lower(objective):
+    if hasattr(transform, "log_volume") and (culprit := no_lower_bound(objective)):
         raise ValueError(
             "a transform with a log_volume goes with lower bounds of the evidence: the mean over its draws lies below log P(x), so "
-            f"that no other bound or divergence stays one. Take jvi.elbo, jvi.iwae or the like; got {type(objective).__name__}."
+            f"that no other bound or divergence stays one. Take jvi.elbo, jvi.iwae or the like; got {culprit}."
         )
     if isinstance(objective, GlobalLocal):
         return Augmented(objective, transform, True, objective.num_data)
     if isinstance(model := getattr(objective, "model", None), Minibatch):
         return Augmented(objective, transform, True, model.num_data)
     return Augmented(objective, transform, isinstance(objective, Training) and isinstance(objective.still, PerExample))
-
-
-def _is_lower(objective: Any) -> bool:
-    while isinstance(objective, Training | PerExample):
-        objective = objective.objective
-    bound = getattr(objective, "bound", None)
-    return not getattr(objective, "upper", False) and all(getattr(of, "bounds_evidence", True) for of in (objective, bound))
 
 
 def _shifted(aux: Aux, volume: Array) -> Aux:

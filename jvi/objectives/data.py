@@ -108,7 +108,7 @@ def per_example(objective: Any, *, chunk_size: int | None = None) -> PerExample:
       chunk_size: examples at a time, to bound memory, best a divisor of B; that of `objective` is of particles. All at once by default.
 
     Raises:
-      TypeError: if `objective` is not one, or `chunk_size` no whole number.
+      TypeError: if `objective` is not one, or in training, or `chunk_size` no whole number.
       ValueError: if `chunk_size` is less than 1; once traced, if the leaves of `x` do not share a leading axis.
 
     Example:
@@ -121,6 +121,7 @@ def per_example(objective: Any, *, chunk_size: int | None = None) -> PerExample:
       ((), (8, 3))
     """
     check_objective(objective)
+    refuse_training(objective)
     return PerExample(objective, None if chunk_size is None else check_count(chunk_size, "chunk_size"))
 
 

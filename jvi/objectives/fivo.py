@@ -23,6 +23,7 @@ from jvi.objectives._base import Aux, Params, check_parts
 from jvi.objectives._particles import Noise, gradient_only
 from jvi.objectives.monte_carlo import estimators
 from jvi.resampling import multinomial, systematic
+from jvi.schedules import is_one
 
 
 class Particles(NamedTuple):
@@ -58,7 +59,7 @@ class ParticleFilter:
 
     def __call__(self, params: Params, rng: PRNGKey, x: Data, *, beta: Any = 1.0) -> tuple[Scalar, Aux]:
         """The bound, nats of the sequence, and the last step's log-weights [K], whose `bounds.iwae` it is."""
-        length, count = leading_axis(x), self.num_particles
+        length, count, beta = leading_axis(x), self.num_particles, 1.0 if is_one(beta) else beta
         seen = None if self.mask is None else jnp.asarray(self.mask(x), bool)
         if seen is not None and seen.shape != (length,):
             raise ValueError(f"mask must return one truth value for each of {length} steps, got shape {list(seen.shape)}.")

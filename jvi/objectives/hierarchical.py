@@ -12,7 +12,7 @@ from jvi._checks import check_count
 from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, Params, PRNGKey, PyTree, Scalar
 from jvi.controls import MovingAverage
-from jvi.objectives._base import Aux, check_objective
+from jvi.objectives._base import Aux, check_objective, nested, no_lower_bound
 from jvi.objectives.data import averaged, check_batch, check_linear, first, refuse_training, whole, with_model
 from jvi.objectives.monte_carlo import MonteCarlo
 
@@ -109,7 +109,7 @@ def global_local(outer: MonteCarlo, inner: Any, *, num_data: int) -> GlobalLocal
     Raises:
       TypeError: if an objective is none, or `num_data` no whole number.
       ValueError: if `outer` is a bound of several log-weights, whose minibatches do not average to that of all data; if `inner` is no
-        lower bound, or has a moving average as its control.
+        lower bound, stops the gradient of what it sees (`wake_sleep`), or has a moving average or a biased one as its control.
 
     Example:
       >>> import distrax, jax, jax.numpy as jnp, jvi
@@ -134,15 +134,23 @@ def global_local(outer: MonteCarlo, inner: Any, *, num_data: int) -> GlobalLocal
     check_objective(inner)
     refuse_training(inner)
     check_linear("global_local", outer)
-    if getattr(inner, "upper", False):
-        raise ValueError("global_local adds up lower bounds, and its inner objective is an upper one; take an ELBO or iwae.")
-    if not getattr(inner, "bounds_evidence", True):
-        raise ValueError(
-            f"global_local adds up bounds of log p(x_i | z), and {type(inner).__name__} is none; take an ELBO or iwae."
-        )
-    if isinstance(getattr(inner, "control", None), MovingAverage):
-        raise ValueError(
-            "global_local hands no moving average on from step to step: use controls.leave_one_out or learned(...) in the inner "
-            "objective."
-        )
+    if culprit := no_lower_bound(inner):
+        raise ValueError(f"global_local adds up lower bounds of log p(x_i | z), and {culprit} is none; take an ELBO or iwae.")
+    for one in nested(inner):
+        if not getattr(one, "seen_through", True):
+            raise ValueError(
+                f"{type(one).__name__} stops the gradient of what it sees, here of the global draw, so that the outer guide's would be "
+                "wrong; take jvi.iwae or jvi.objectives.dreg as the inner objective."
+            )
+        control = getattr(one, "control", None)
+        if isinstance(control, MovingAverage):
+            raise ValueError(
+                "global_local hands no moving average on from step to step: use controls.leave_one_out or learned(...) in the inner "
+                "objective."
+            )
+        if getattr(control, "biased", False):
+            raise ValueError(
+                f"{type(control).__name__} leaves a bias in the inner gradient, which N / B would weigh in the outer one: use "
+                "control=jvi.controls.leave_one_out in the inner objective."
+            )
     return GlobalLocal(outer, inner, num_data)

@@ -18,7 +18,9 @@ from jvi.guides.functions import Guide
 from jvi.models import Model
 from jvi.objectives._base import Aux, Params, check_parts
 from jvi.objectives._particles import Noise, check_particles, each_particle
+from jvi.objectives._terms import NO_PRIOR
 from jvi.objectives.monte_carlo import check_scored, default_control
+from jvi.schedules import is_one
 
 Terms = list[tuple[frozenset[str], Scalar]]
 
@@ -94,8 +96,8 @@ class RaoBlackwell:
     def _terms(self, params: Params, x: Data, z: dict[str, Latent], beta: Any) -> Terms:
         model: Any = self.model
         if not hasattr(model, "log_prior"):
-            if not (isinstance(beta, float) and beta == 1.0):
-                raise ValueError("beta other than 1 needs a model whose prior is known apart: make it with jvi.split.")
+            if not is_one(beta):
+                raise ValueError(NO_PRIOR)
             return additive_terms(lambda z: model.log_joint(params.model, x, z), z)
         prior = additive_terms(lambda z: model.log_prior(params.model, z), z)
         likelihood = additive_terms(lambda z: model.log_likelihood(params.model, x, z), z)

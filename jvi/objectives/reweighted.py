@@ -19,6 +19,7 @@ from jvi.objectives._particles import Noise, gradient_only
 from jvi.objectives._posterior_draws import Weighted
 from jvi.objectives._steered import steered
 from jvi.objectives._terms import masked
+from jvi.schedules import is_one
 
 _SIMULATED = 0xFFFFFFFD  # folded into the key for what the model simulates
 
@@ -63,6 +64,7 @@ class WakeSleep:
     weighted: Weighted
     sleep: float = 0.0
     num_simulated: int = 1
+    seen_through: ClassVar[bool] = False  # the guide's gradient is that of another value, and holds x fixed
 
     def __post_init__(self) -> None:
         self.weighted.check("wake_sleep")
@@ -218,7 +220,7 @@ def _init(weighted: Weighted, rng: PRNGKey, x: Data) -> Params:
 
 
 def _check_beta(name: str, beta: Any) -> None:
-    if not (isinstance(beta, (int, float)) and beta == 1.0):
+    if not is_one(beta):
         raise ValueError(
             f"{name} weighs draws towards the posterior, for which beta must be 1; to soften the weights, give it an ess_target; to "
             "anneal, use jvi.elbo or jvi.objectives.dreg."

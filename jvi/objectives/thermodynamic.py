@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,8 @@ class Covariance:
     References:
       Masrani, Le and Wood (2019), The Thermodynamic Variational Objective.
     """
+
+    biased: ClassVar[bool] = True
 
     def init(self, rng: PRNGKey, x: Data) -> Params:
         """Nothing."""
