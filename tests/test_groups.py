@@ -274,6 +274,65 @@ def test_global_and_local_latents_learn_the_evidence():
     np.testing.assert_allclose(tighter(params, KEY, DATA)[0], evidence, rtol=1e-5)
 
 
+def known(rng, x):
+    """A draw that is not random, so that a datum has one bound in whatever minibatch it comes."""
+    return jnp.array([0.4, 0.3])
+
+
+FIXED = jvi.guides.from_functions(
+    known,
+    lambda params, rng, x: (params[0] * x[0] + params[1] * x[1], -0.5 * params[0]),
+    lambda params, x, z: -0.5 * params[0] + 0.0 * z,
+)
+BIT = jvi.learned(lambda rng, x: jnp.array(0.1), lambda params, x, z: norm.logpdf(x[0], x[1] + params * z) - 0.3 * z)
+EPOCHS = {
+    "elbo": jvi.elbo(LOCAL.model, FIXED),
+    "iwae": jvi.iwae(LOCAL.model, FIXED, num_samples=2),
+    "miwae": jvi.objectives.miwae(LOCAL.model, FIXED, num_groups=2, num_samples=2),
+    "renyi": jvi.renyi(LOCAL.model, FIXED, num_samples=2, alpha=0.5),
+    "dreg": jvi.objectives.dreg(LOCAL.model, FIXED, num_samples=2),
+    "enumerate_elbo": jvi.objectives.enumerate_elbo(
+        BIT, of(lambda params, x: distrax.Bernoulli(params + x[0] * x[1]), jnp.array(0.2))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EPOCHS)
+def test_minibatches_of_an_epoch_average_to_all_data_for_every_bound_of_a_datum(name):
+    """Under per_example, and under a global latent that has the same draws: values and gradients."""
+    local = EPOCHS[name]
+    for objective, x in (
+        (jvi.per_example(local), jnp.stack([DATA, 0.5 - DATA], 1)),
+        (jvi.objectives.global_local(jvi.elbo(PRIOR, GLOBAL, num_samples=2), local, num_data=6), DATA),
+    ):
+        params = objective.init(KEY, x)
+        step = jax.jit(lambda x, o=objective, p=params: jax.value_and_grad(o, has_aux=True)(p, KEY, x))
+        parts = [step(x[i : i + 2]) for i in (0, 2, 4)]
+        (whole, _), grads = step(x)
+        np.testing.assert_allclose(np.mean([value for (value, _), _ in parts]), whole, rtol=1e-5)
+        np.testing.assert_allclose(np.mean([flat(g) for _, g in parts], 0), flat(grads), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", [jvi.objectives.score, jvi.objectives.rao_blackwell])
+def test_minibatches_average_for_scored_global_latents_too(build):
+    """Bits that all data share, each part judged by its own terms or by all: with the same draws, exactly."""
+    bit = of(bernoulli, jnp.array(0.2))
+    model = jvi.split(
+        lambda params, z: -0.3 * z["a"],
+        lambda params, x, z: norm.logpdf(x, params * z["a"] - z["b"]),
+        init=lambda rng, x: jnp.array(0.6),
+    )
+    objective = jvi.objectives.subsampled(build(model, jvi.guides.product(a=bit, b=bit), num_samples=6), num_data=6)
+    params = objective.init(KEY, DATA)
+    step = jax.jit(lambda x: jax.value_and_grad(objective, has_aux=True)(params, KEY, x))
+    parts = [step(DATA[i : i + 2]) for i in (0, 2, 4)]
+    (whole, _), grads = step(DATA)
+    np.testing.assert_allclose(np.mean([value for (value, _), _ in parts]), whole, rtol=1e-5)
+    expected = flat((grads.model, grads.guide))
+    assert (jnp.abs(expected) > 0.01).all()
+    np.testing.assert_allclose(np.mean([flat((g.model, g.guide)) for _, g in parts], 0), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_what_minibatches_would_bias_is_refused():
     with pytest.raises(ValueError, match="not linear in the log-likelihood"):
         jvi.objectives.subsampled(jvi.iwae(SPLIT, GLOBAL, num_samples=2), num_data=6)
@@ -285,9 +344,18 @@ def test_what_minibatches_would_bias_is_refused():
         jvi.objectives.global_local(
             jvi.elbo(PRIOR, GLOBAL), jvi.objectives.forward_kl(LOCAL.model, LOCAL.guide, num_samples=2), num_data=6
         )
-    averaged = jvi.objectives.score(LOCAL.model, LOCAL.guide, control=jvi.controls.moving_average())
-    with pytest.raises(ValueError, match="no moving average"):
-        jvi.objectives.global_local(jvi.elbo(PRIOR, GLOBAL), averaged, num_data=6)
+    parts, joint = (LOCAL.model, LOCAL.guide), jvi.elbo(PRIOR, GLOBAL)
+    averaged = jvi.objectives.score(*parts, control=jvi.controls.moving_average())
+    for match, inner in (
+        ("no moving average", averaged),
+        ("no moving average", jvi.objectives.augmented(averaged, jvi.augment.binarized)),
+        ("MonteCarlo is none", jvi.objectives.cubo(*parts, num_samples=2)),
+        ("FBound is none", jvi.objectives.f_divergence(*parts, jnp.negative, num_samples=2)),
+        ("WakeSleep stops the gradient", jvi.objectives.wake_sleep(*parts, num_samples=2)),
+        ("Covariance leaves a bias", jvi.objectives.tvo(*parts, num_samples=3, gradient=score)),
+    ):
+        with pytest.raises(ValueError, match=match):
+            jvi.objectives.global_local(joint, inner, num_data=6)
     with pytest.raises(ValueError, match="num_data=4"):
         jvi.objectives.subsampled(jvi.elbo(SPLIT, GLOBAL), num_data=4)(LEARNED, KEY, DATA)
     with pytest.raises(TypeError, match="whole number"):

@@ -465,6 +465,8 @@ def test_what_cannot_be_is_refused():
         training(jvi.elbo(still, plain))
     with pytest.raises(ValueError, match=r"training takes gradients\.pathwise"):
         training(jvi.elbo(still, guide, gradient=lambda *args: gradients.pathwise(*args)))
+    with pytest.raises(TypeError, match="goes outermost"):  # free bits would be under each example's mean
+        jvi.per_example(training(jvi.elbo(model, guide)))
     with pytest.raises(TypeError, match="goes outermost"):
         jvi.objectives.subsampled(training(jvi.elbo(model, guide)), num_data=3)
     with pytest.raises(TypeError, match="goes outermost"):

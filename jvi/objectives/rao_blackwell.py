@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,6 +47,11 @@ class RaoBlackwell:
             )
         if self.num_samples > 1 and noises.are_joint(self.noise):
             check_scored(bounds.elbo, self.control)
+
+    @property
+    def bound(self) -> Callable[[Array], Scalar]:
+        """The ELBO, of log-weights."""
+        return bounds.elbo
 
     def init(self, rng: PRNGKey, x: Data) -> Params:
         """Initial parameters; the control variate has its own for every part."""
