@@ -65,7 +65,7 @@ def main(out: Path, console: Console | None = None, num_steps: int = 2_000) -> d
     train, test = load()
     runs = {
         "plain": (jvi.elbo(model, guide), None),
-        "KL warm-up": (jvi.elbo(model, guide), lambda step: jnp.minimum(1.0, 2.0 * step / num_steps)),
+        "KL warm-up": (jvi.elbo(model, guide), jvi.schedules.warm_up(num_steps // 2)),
         "free bits": (jvi.elbo(model, guide, free_bits=4.0), None),
     }
     measured = jax.jit(jvi.per_example(jvi.objectives.elbo_kl(model, guide, num_samples=20)))

@@ -163,6 +163,32 @@ def test_dreg_differentiates_the_model_once_and_for_all_data_together():
     assert programs[dreg].count("dot_general") == programs[jvi.iwae].count("dot_general") > 0
 
 
+@pytest.mark.quick
+def test_sticking_the_landing_and_dreg_evaluate_the_density_once_more_than_pathwise():
+    """In the gradient's program, for all particles and examples at once; a function that nothing else calls marks the density."""
+
+    def log_normal(z, loc):
+        return norm.logpdf(z, loc, 0.5) + 0.0 * jax.lax.bessel_i0e(z)
+
+    def sampled(params, rng, x):
+        z = params + x + 0.5 * jax.random.normal(rng)
+        return z, log_normal(z, params + x)
+
+    guide = jvi.guides.from_functions(lambda rng, x: jnp.zeros(()), sampled, lambda params, x, z: log_normal(z, params + x))
+    model = jvi.learned(lambda rng, x: jnp.zeros(()), lambda theta, x, z: norm.logpdf(z, theta) + norm.logpdf(x, z))
+    params, counts = Params(jnp.zeros(()), jnp.zeros(())), {}
+    for name, objective in {
+        "pathwise": jvi.elbo(model, guide, num_samples=3, gradient=pathwise),
+        "stl": jvi.elbo(model, guide, num_samples=3, gradient=stl),
+        "dreg": dreg(model, guide, num_samples=3),
+    }.items():
+        program = jax.make_jaxpr(jax.value_and_grad(per_example(objective), has_aux=True))(params, jax.random.key(0), BATCH)
+        counts[name] = str(program).count("bessel_i0e")
+    assert counts["pathwise"] > 0
+    assert counts["stl"] - counts["pathwise"] <= 1
+    assert counts["dreg"] - counts["pathwise"] <= 1
+
+
 def weighted_score(params, x):
     """sum_k v[k] log q(z_k | x) of fixed draws and weights, for every pair: its gradient is wake-phi."""
     z = jax.lax.stop_gradient(paired(params, x))
