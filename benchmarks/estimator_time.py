@@ -2,8 +2,9 @@
 
 Value and gradient, compiled, K = 16. Continuous latents: a logistic regression (1,000 data, 25 coefficients) and a VAE (64 data of 196
 pixels, 100 hidden units, 16 latents), whose guide is a Gaussian written out or distrax's. Discrete ones: the VAE with 16 bits, and with
-one of ten classes. A sequence: 50 steps of a linear-Gaussian state of four. By hand it is the same mathematics on whole arrays, with
-nothing checked. The two take turns within every round; figures are medians of rounds. A new estimator is one row of a suite.
+one of ten classes. A sequence: 50 steps of a linear-Gaussian state of four. Guides of parts, a mixture, minibatches. By hand it is the
+same mathematics on whole arrays, with nothing checked. The two take turns within every round; figures are medians of rounds. A new
+estimator is one row of a suite.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks import discrete_by_hand, estimators_by_hand
+from benchmarks import discrete_by_hand, estimators_by_hand, structured_by_hand
 from benchmarks.estimators_by_hand import Case, K
 from benchmarks.step_time import device_name
 
 REACH = 1.05
-SUITES = (*estimators_by_hand.SUITES, *discrete_by_hand.SUITES)
+SUITES = (*estimators_by_hand.SUITES, *discrete_by_hand.SUITES, *structured_by_hand.SUITES)
 
 
 class Timing(NamedTuple):
