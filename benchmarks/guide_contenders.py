@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -35,11 +36,11 @@ class Target(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A fit in progress: take a chunk of steps; log q - log p of fresh draws; start again."""
+    """A fit in progress: take a chunk of steps; log q - log p of fresh draws; start again, with a seed."""
 
     chunk: Callable[[], None]
     log_ratio: Callable[[int], Any]
-    restart: Callable[[], None]
+    restart: Callable[[int], None]
 
 
 class Contender(NamedTuple):
@@ -77,7 +78,7 @@ TARGETS = {
 
 
 def build(name: str, target: Target, size: Size) -> Run:
-    """The contender's fit to this target."""
+    """The contender's fit to this target, begun anew by `restart(seed)`."""
     contender = CONTENDERS[name]
     if contender.kind == "low rank" and target.dim <= 2:
         raise NotImplementedError("two coordinates have no low rank")
@@ -87,16 +88,16 @@ def build(name: str, target: Target, size: Size) -> Run:
 
 def _running(init: Callable[[Any], Any], chunk: Callable[[Any, Any], Any], log_ratio: Callable[[Any, Any], Any]) -> Run:
     """A run of pure functions: `init(rng)`, `chunk(state, rng)`, `log_ratio(state, rng) -> [DRAWS]`."""
-    start = init(jax.random.key(0))
-    held = {"state": start, "chunks": 0}
+    held = {"state": init(jax.random.key(0)), "chunks": 0, "rng": jax.random.key(1)}
     evaluate = jax.jit(log_ratio)
 
     def go_on() -> None:
         held["chunks"] += 1
-        held["state"] = jax.block_until_ready(chunk(held["state"], jax.random.fold_in(jax.random.key(1), held["chunks"])))
+        held["state"] = jax.block_until_ready(chunk(held["state"], jax.random.fold_in(held["rng"], held["chunks"])))
 
-    def restart() -> None:
-        held.update(state=init(jax.random.key(0)), chunks=0)
+    def restart(seed: int) -> None:
+        start, rng = jax.random.split(jax.random.key(seed))
+        held.update(state=init(start), chunks=0, rng=rng)
 
     return Run(go_on, lambda i: evaluate(held["state"], jax.random.fold_in(jax.random.key(2), i)), restart)
 
@@ -104,12 +105,14 @@ def _running(init: Callable[[Any], Any], chunk: Callable[[Any, Any], Any], log_r
 # -- jvi --------------------------------------------------------------------------------------------------------------------
 
 
-def _jvi(make: Callable[..., Any], target: Target, size: Size) -> Run:
+def _jvi(make: Callable[..., Any], target: Target, size: Size, pathwise: bool = False) -> Run:
     import jvi
 
     guide = make(jvi, jvi.space(jvi.real(target.dim)), size)
     model = jvi.model(lambda x, z: target.log_prob(z))
-    objective = jvi.elbo(model, guide, num_samples=size.num_samples)  # by its default gradient, as by the others' theirs
+    # By its default gradient, as by the others' theirs; or by the one that theirs is.
+    gradient = jvi.gradients.pathwise if pathwise else None
+    objective = jvi.elbo(model, guide, num_samples=size.num_samples, gradient=gradient)
     svi = jvi.SVI(objective, jvi.optimizer(optax.adam, size.rate))
 
     def chunk(state: Any, rng: Any) -> Any:
@@ -170,7 +173,7 @@ def _numpyro(make: Callable[..., Any], target: Target, size: Size) -> Run:
             log_q = q.log_prob(z)
         return log_q - jax.vmap(target.log_prob)(z)
 
-    return _running(lambda rng: svi.init(jax.random.PRNGKey(0)), chunk, log_ratio)
+    return _running(lambda rng: svi.init(jax.random.PRNGKey(jax.random.bits(rng) >> 1)), chunk, log_ratio)
 
 
 # -- FlowJAX ----------------------------------------------------------------------------------------------------------------
@@ -183,8 +186,11 @@ def _flowjax(make: Callable[..., Any], target: Target, size: Size) -> Run:
     from flowjax.distributions import StandardNormal
     from flowjax.train.losses import ElboLoss
 
-    flow = make(flows, bijections, StandardNormal((target.dim,)), size)
-    params, static = eqx.partition(flow, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, paramax.NonTrainable))
+    def parts(rng: Any) -> Any:
+        flow = make(flows, bijections, StandardNormal((target.dim,)), size, rng)
+        return eqx.partition(flow, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, paramax.NonTrainable))
+
+    static = parts(jax.random.key(0))[1]
     loss, adam = ElboLoss(target.log_prob, size.num_samples), optax.adam(size.rate)
 
     @jax.jit
@@ -201,20 +207,24 @@ def _flowjax(make: Callable[..., Any], target: Target, size: Size) -> Run:
         z, log_q = eqx.combine(state[0], static).sample_and_log_prob(rng, (DRAWS,))
         return log_q - jax.vmap(target.log_prob)(z)
 
-    return _running(lambda rng: (params, adam.init(params)), chunk, log_ratio)
+    def init(rng: Any) -> Any:
+        params = parts(rng)[0]
+        return params, adam.init(params)
+
+    return _running(init, chunk, log_ratio)
 
 
 def _flowjax_of(name: str, *, spline: bool = False, invert: bool = False) -> Callable[..., Any]:
-    def make(flows: Any, bijections: Any, base: Any, size: Size) -> Any:
+    def make(flows: Any, bijections: Any, base: Any, size: Size, rng: Any) -> Any:
         bend = bijections.RationalQuadraticSpline(knots=size.num_bins, interval=5.0) if spline else None
         widths = {"flow_layers": size.num_layers, "nn_width": size.hidden[0], "nn_depth": len(size.hidden)}
-        return getattr(flows, name)(jax.random.key(0), base_dist=base, invert=invert, transformer=bend, **widths)
+        return getattr(flows, name)(rng, base_dist=base, invert=invert, transformer=bend, **widths)
 
     return make
 
 
-FITS = {"jvi": _jvi, "NumPyro": _numpyro, "FlowJAX": _flowjax}
-LIBRARIES = {"jvi": "jvi", "NumPyro": "numpyro", "FlowJAX": "flowjax"}
+FITS = {"jvi": _jvi, "jvi, pathwise": partial(_jvi, pathwise=True), "NumPyro": _numpyro, "FlowJAX": _flowjax}
+LIBRARIES = {"jvi": "jvi", "jvi, pathwise": "jvi", "NumPyro": "numpyro", "FlowJAX": "flowjax"}
 CONTENDERS = {
     "jvi MeanField": Contender(
         "diagonal Gaussian", "jvi", lambda jvi, space, size: jvi.guides.MeanField(space, init_scale=1.0)
@@ -230,8 +240,10 @@ CONTENDERS = {
         lambda guides, model, size, dim: guides.AutoLowRankMultivariateNormal(model, init_scale=1.0, rank=2),
     ),
     "jvi RealNVP": Contender("affine coupling", "jvi", _flow_of("RealNVP")),
+    "jvi RealNVP, pathwise": Contender("affine coupling", "jvi, pathwise", _flow_of("RealNVP")),
     "FlowJAX coupling": Contender("affine coupling", "FlowJAX", _flowjax_of("coupling_flow")),
     "jvi NeuralSpline": Contender("spline coupling", "jvi", _flow_of("NeuralSpline")),
+    "jvi NeuralSpline, pathwise": Contender("spline coupling", "jvi, pathwise", _flow_of("NeuralSpline")),
     "FlowJAX spline": Contender("spline coupling", "FlowJAX", _flowjax_of("coupling_flow", spline=True)),
     "jvi InverseAutoregressive": Contender("IAF", "jvi", _flow_of("InverseAutoregressive")),
     "FlowJAX IAF": Contender("IAF", "FlowJAX", _flowjax_of("masked_autoregressive_flow")),

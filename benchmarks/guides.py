@@ -1,9 +1,11 @@
 """Guides on three targets whose KL is known: `python -m benchmarks.guides`.
 
-All targets are normalized, so that minus the ELBO is KL(q || p) itself, estimated here from fresh draws. Within a class (affine
-coupling, spline coupling, IAF, MAF, ...) contenders have equal layers, widths, knots, particles, steps and Adam's rate, in float32;
-each runs in a compiled loop. Chunks of steps are timed in turn, so that whatever else the machine does falls on all. "At equal time"
-is the KL when the fastest of the class has finished, read off the run between checkpoints; compilation is left out.
+All targets are normalized, so that minus the ELBO is KL(q || p) itself, estimated here from fresh draws; figures are means over seeds,
+with their standard errors. Within a class (affine coupling, spline coupling, IAF, MAF, ...) contenders have equal layers, widths,
+knots, particles, steps and Adam's rate, in float32; each runs in a compiled loop. jvi's gradient is its default, which for couplings
+evaluates the density once more than the peers' does; or, where it says so, theirs. Chunks of steps are timed in turn, so that whatever
+else the machine does falls on all. "At equal time" is the KL when the fastest of the class has finished, read off the run between
+checkpoints; compilation is left out.
 """
 
 from __future__ import annotations
@@ -34,12 +36,11 @@ CHECKPOINTS = 10
 
 
 class Row(NamedTuple):
-    """One contender on one target: microseconds a step, and the KL with its standard error at every checkpoint."""
+    """One contender on one target: microseconds a step, steps at the checkpoints [C], and the KL of every seed there [seeds, C]."""
 
     us: float
-    steps: list[int]
-    kl: list[float]
-    error: list[float]
+    steps: np.ndarray
+    kl: np.ndarray
 
 
 def main() -> int:
@@ -47,6 +48,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=list(CONTENDERS), help="these contenders only")
     parser.add_argument("--target", action="append", choices=list(TARGETS), help="these targets only")
     parser.add_argument("--steps", type=int, help="steps (default: each target's own)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each (default 3)")
     parser.add_argument("--out", type=Path, help="also write the tables as Markdown to this file, and a picture beside it")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -56,7 +58,7 @@ def main() -> int:
     found: dict[str, dict[str, Row]] = {}
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for target in options.target or TARGETS:
-            found[target] = measure(TARGETS[target], names, options.steps, console, progress)
+            found[target] = measure(TARGETS[target], names, options.steps, options.seeds, console, progress)
             console.print(_table(target, found[target]))
             if options.out:
                 options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -65,34 +67,38 @@ def main() -> int:
     return 0
 
 
-def measure(target: Target, names: list[str], steps: int | None, console: Console, progress: Progress) -> dict[str, Row]:
+def measure(
+    target: Target, names: list[str], steps: int | None, seeds: int, console: Console, progress: Progress
+) -> dict[str, Row]:
     """Fit all contenders to a target, a chunk of steps each in turn."""
     size = target.size._replace(num_steps=steps or target.size.num_steps)
     size = size._replace(chunk=max(1, size.num_steps // CHECKPOINTS))
-    task = progress.add_task(target.name, total=CHECKPOINTS + 1)
-    runs, rows, seconds = {}, {}, {}
+    task = progress.add_task(target.name, total=seeds * CHECKPOINTS + 1)
+    runs, kl, seconds = {}, {}, {}
     for name in names:
         try:
             runs[name] = build(name, target, size)
             runs[name].chunk()  # compiles
-            runs[name].restart()
-            rows[name], seconds[name] = Row(0.0, [], [], []), []
+            kl[name], seconds[name] = np.zeros((seeds, CHECKPOINTS)), []
         except (NotImplementedError, ImportError) as error:
             console.print(
                 f"{name} left out of '{target.name}': {type(error).__name__}: {str(error).splitlines()[0]}", style="dim"
             )
     progress.advance(task)
-    for i in range(CHECKPOINTS):
-        for name in rows:
-            run = runs[name]
-            seconds[name].append(_timed(run.chunk))
-            log_ratio = np.asarray(run.log_ratio(i), np.float64)
-            rows[name].steps.append((i + 1) * (size.chunk // FEWER.get(CONTENDERS[name].kind, 1)))
-            rows[name].kl.append(float(log_ratio.mean()))
-            rows[name].error.append(float(log_ratio.std() / math.sqrt(len(log_ratio))))
-        progress.advance(task)
+    for seed in range(seeds):
+        for name in kl:
+            runs[name].restart(seed)
+        for i in range(CHECKPOINTS):
+            for name in kl:
+                seconds[name].append(_timed(runs[name].chunk))
+                kl[name][seed, i] = np.asarray(runs[name].log_ratio(i), np.float64).mean()
+            progress.advance(task)
     progress.remove_task(task)
-    return {name: row._replace(us=1e6 * statistics.median(seconds[name]) / row.steps[0]) for name, row in rows.items()}
+    rows = {}
+    for name in kl:
+        each = size.chunk // FEWER.get(CONTENDERS[name].kind, 1)
+        rows[name] = Row(1e6 * statistics.median(seconds[name]) / each, each * np.arange(1, CHECKPOINTS + 1), kl[name])
+    return rows
 
 
 def _timed(function: Callable[[], Any]) -> float:
@@ -101,11 +107,19 @@ def _timed(function: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def at_equal_time(rows: dict[str, Row], name: str) -> float:
-    """A contender's KL when the fastest of its class has taken all its steps."""
+def at_equal_time(rows: dict[str, Row], name: str) -> np.ndarray:
+    """A contender's KL when the fastest of its class has taken all its steps, for each seed."""
     row = rows[name]
     budget = min(rows[other].us for other in classmates(rows, name)) * row.steps[-1]
-    return float(np.interp(budget, row.us * np.array(row.steps), row.kl))
+    return np.array([np.interp(budget, row.us * row.steps, kl) for kl in row.kl])
+
+
+def over_seeds(kl: np.ndarray) -> str:
+    """The mean over seeds and its standard error."""
+    if not np.isfinite(kl).all():
+        return "not finite"
+    error = f" ± {kl.std(ddof=1) / math.sqrt(len(kl)):.4f}" if len(kl) > 1 else ""
+    return f"{kl.mean():.4f}{error}"
 
 
 def classmates(rows: dict[str, Row], name: str) -> list[str]:
@@ -117,9 +131,9 @@ def _cells(target: str, rows: dict[str, Row], name: str) -> list[str]:
     row, kind = rows[name], CONTENDERS[name].kind
     own = [other for other in classmates(rows, name) if CONTENDERS[other].library == "jvi"]
     ratio = f"{row.us / rows[own[0]].us:.2f}" if own else ""
-    kl = f"{row.kl[-1]:.4f} ± {row.error[-1]:.4f}" if math.isfinite(row.kl[-1]) else "not finite"
-    reached = "yes" if row.kl[-1] < REACH[target] else "no"
-    return [kind, name, kl, reached, f"{at_equal_time(rows, name):.4f}", f"{row.us:,.0f}", ratio]
+    last, equal = row.kl[:, -1], at_equal_time(rows, name)
+    reached = "yes" if last.mean() < REACH[target] else "no"
+    return [kind, name, over_seeds(last), reached, over_seeds(equal), f"{row.us:,.0f}", ratio]
 
 
 HEAD = ["class", "guide", "KL, nats", "reached", "KL at equal time", "us a step", "time to jvi's"]
@@ -161,14 +175,14 @@ def picture(path: Path, found: dict[str, dict[str, Row]]) -> None:
     import matplotlib.pyplot as plt
 
     kinds = list(dict.fromkeys(contender.kind for contender in CONTENDERS.values()))
-    styles = {"jvi": "-", "NumPyro": "--", "FlowJAX": ":"}
+    styles = {"jvi": "-", "jvi, pathwise": "-.", "NumPyro": "--", "FlowJAX": ":"}
     figure, panels = plt.subplots(1, len(found), figsize=(5.2 * len(found), 5.0), layout="constrained", squeeze=False)
     for panel, (target, rows) in zip(panels[0], found.items(), strict=True):
         for name in _sorted(rows):
             row, of = rows[name], CONTENDERS[name]
-            seconds = 1e-6 * row.us * np.array(row.steps)
+            seconds = 1e-6 * row.us * row.steps
             colour = f"C{kinds.index(of.kind)}"
-            panel.plot(seconds, np.maximum(row.kl, 1e-4), styles[of.library], color=colour, label=name, lw=1.6)
+            panel.plot(seconds, np.maximum(row.kl.mean(0), 1e-4), styles[of.library], color=colour, label=name, lw=1.6)
         panel.axhline(REACH[target], color="grey", lw=0.8)
         panel.set(xscale="log", yscale="log", xlabel="seconds of steps", title=target)
     panels[0][0].set_ylabel("KL(q || p), nats")
