@@ -145,7 +145,10 @@ def expected(latents, beta, bound=jvi.bounds.elbo, num=1):
     return jnp.concatenate([value[None], flat(grads)])
 
 
-@pytest.mark.parametrize("name", ROWS)
+SLOW = ("disarm, Sobol pairs", "rebar, antithetic", "one-hot rebar, Sobol", "relax, network alone")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in SLOW)) for name in ROWS])
 def test_value_and_gradients_are_those_of_enumeration(name):
     for beta, samples in drawn(name).items():
         right = expected(ROWS[name][0], beta)
@@ -464,6 +467,7 @@ def test_chunks_of_particles_change_no_number(name):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_sobol_pairs_have_less_variance_than_independent_ones():
     """Of the guide's gradient by eight draws, beyond four standard errors."""
     spread = {}
