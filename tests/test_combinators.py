@@ -530,7 +530,6 @@ def test_errors_that_are_not_ours_have_a_note_of_where_once():
         with pytest.raises(jax.errors.TracerArrayConversionError) as caught:
             jax.eval_shape(guide.init, KEY, X)
         assert [note for note in caught.value.__notes__ if "guide" in note] == [f"in guide.{path}"]
-        assert "guide" not in str(caught.value)
 
     def broken(params, rng, x):
         raise KeyError("weights")
