@@ -535,6 +535,7 @@ def test_errors_that_are_not_ours_have_a_note_of_where_once():
         raise KeyError("weights")
 
     guide = guides.product(a=guides.product(b=guides.from_functions(zeros_init, broken)))
-    with pytest.raises(KeyError, match=r"^'weights'$") as caught:
+    with pytest.raises(KeyError, match="weights") as caught:
         draws(guide)
+    assert caught.value.args == ("weights",)
     assert caught.value.__notes__ == ["in guide.a.b"]
