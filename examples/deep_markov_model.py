@@ -28,12 +28,6 @@ class Drift(nn.Module):  # mean and sd of where the state goes next, of where it
         return z + step, nn.softplus(raw - 1.0) + 0.02
 
 
-class Reader(nn.Module):  # codes of every step, from a look both ways
-    @nn.compact
-    def __call__(self, *x):
-        return jvi.encoders.Recurrent(32, hidden=32)(x)
-
-
 class Apart(nn.Module):  # a step's mean and log sd, of its code alone, whatever the step before was
     @nn.compact
     def __call__(self, before, code):
@@ -80,8 +74,9 @@ def main(out: Path, console: Console | None = None, num_steps: int = 3_000, num_
     (_, train), (states, test) = (jax.vmap(simulate)(seeds) for seeds in (jnp.arange(1_000), 1_000 + jnp.arange(num_test)))
     evaluate = jax.jit(jax.vmap(log_evidence, (None, 0)), static_argnums=0)
     table.add_row("(the true drift)", "", str(of(exact := evaluate(truth, test))), "", "")
+    reader = jvi.encoders.Recurrent(32, hidden=32)  # codes of every step, from a look both ways
     for name, combiner in {"mean-field": Apart(), "structured": jvi.guides.Gated(1)}.items():
-        guide = jvi.guides.AutoregressiveSequence(Reader(), 1, combiner, inputs=lambda x: x[0], mask=lambda x: x[1])
+        guide = jvi.guides.AutoregressiveSequence(reader, 1, combiner, inputs=lambda x: x[0], mask=lambda x: x[1])
         svi = jvi.SVI(jvi.per_example(jvi.elbo(model, guide)), jvi.optimizer(jvi.svi.cosine_adam, 5e-3, num_steps=num_steps))
         params = jvi.fit_batches(svi, jax.random.key(2), train, num_steps=num_steps, batch_size=50)[0].params
         measured = jax.jit(jvi.per_example(jvi.elbo(model, guide, num_samples=100), chunk_size=20))

@@ -10,7 +10,7 @@ from jax.scipy.special import logsumexp
 from jax.scipy.stats import multivariate_normal, norm, t
 
 import jvi
-from jvi.guides import block_diagonal, gaussian, mixture, precision, sinh_arcsinh, student_t
+from jvi.guides import block_diagonal, delta, gaussian, mixture, precision, sinh_arcsinh, student_t
 
 GROUPS = ((3, 0), (1,), (4, 2))
 BLOCK_LOC = np.array([0.3, -1.2, 0.7, 0.1, -0.4])
@@ -126,6 +126,12 @@ CASES = {
     ),
     "precision": Case(jvi.guides.Precision(REAL), precision_of(LOWER @ LOWER.T), _gaussian(LOWER @ LOWER.T)),
     "precision_constrained": Case(jvi.guides.Precision(PARTLY), precision_of(LOWER @ LOWER.T), _mixed),
+    # What a point has in place of an evidence is the maximum of the log-joint, which is where it stands.
+    "delta": Case(
+        jvi.guides.Delta(PARTLY, of_coordinates=True),
+        delta.Point(LOC),
+        _of_mixed(lambda u: -0.5 * jnp.sum(((u - LOC) / SCALE) ** 2)),
+    ),
     "student_t": Case(jvi.guides.StudentT(REAL), STUDENT, _of(student_density)),
     "sinh_arcsinh": Case(jvi.guides.SinhArcsinh(REAL), BENT, _of(skewed_density)),
     "sinh_arcsinh_constrained": Case(jvi.guides.SinhArcsinh(PARTLY), BENT, _of_mixed(skewed_density)),

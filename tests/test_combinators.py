@@ -370,12 +370,18 @@ def density(guide, z, x=X):
     return guide.log_prob(guide.init(KEY, x), x, z)
 
 
+def strata(guide, x=X):
+    parts = {name: part.init(KEY, x) for name, part in guide.parts}
+    return guide.strata(parts, KEY, x)
+
+
 MATRIX = guides.MeanField(jvi.space(jvi.real(2, 2)))
 OFF = guides.from_distribution(
     lambda rng, x: jnp.zeros(3), lambda params, x: distrax.MultivariateNormalDiag(params), space=jvi.space(jvi.real(2))
 )
 THIN = guides.LowRank(jvi.space(jvi.real(1)), 1)
 DROPPED = jvi.networks.network(nn.Dropout(0.5, deterministic=True), training=nn.Dropout(0.5, deterministic=False))
+UNLIKE = guides.Mixture((guides.product(u=ONE, v=guides.MeanField(jvi.space(jvi.real(3)))), guides.product(u=ONE, v=TWO)))
 ERRORS = {
     "no guide": (TypeError, r"^guide\.b: a guide must have", lambda: guides.product(a=ONE, b=3)),
     "a class": (TypeError, "a guide must have", lambda: guides.plate(guides.MeanField, 2)),
@@ -464,6 +470,36 @@ ERRORS = {
     "known array": (TypeError, r"^guide\.c: a known latent must be a number", lambda: guides.partial(PAIR, c=np.ones(2))),
     "nothing known": (ValueError, "at least one known latent", lambda: guides.partial(PAIR)),
     "z without the known": (ValueError, "known latents c", lambda: density(guides.partial(PAIR, c=1.0), {"a": 0.0})),
+    "a component": (
+        ValueError,
+        r"^guide\.p\[1\]\.v: z must have shape \[2\]",
+        lambda: density(guides.product(p=UNLIKE), {"p": {"u": jnp.zeros(()), "v": jnp.zeros(3)}}),
+    ),
+    "a component of equals": (
+        ValueError,
+        r"^guide\[0\]\.b: z must have shape \[2\]",
+        lambda: density(guides.Mixture((guides.product(b=TWO),) * 2), {"b": jnp.zeros(3)}),
+    ),
+    "a component's start": (
+        ValueError,
+        r"^guide\.p\[1\]: the network that amortizes this guide must emit one vector of 2 numbers",
+        lambda: draws(guides.product(p=guides.Mixture((ONE, guides.amortize(ONE, nn.Dense(3)))))),
+    ),
+    "a stratum": (
+        ValueError,
+        r"^guide\.p\[0\]\.b: the guide's draw must have shape \[2\]",
+        lambda: strata(guides.sequence(a=ONE, p=guides.Mixture((guides.product(b=OFF),) * 2))),
+    ),
+    "a stratum of unlike components": (
+        ValueError,
+        r"^guide\.p\[1\]\.b: the guide's draw must have shape \[2\]",
+        lambda: strata(guides.product(p=guides.Mixture((guides.product(b=TWO), guides.product(b=OFF))))),
+    ),
+    "strata of a part": (
+        TypeError,
+        r"^guide\.p: partial adds latents to a guide whose draws are a dict",
+        lambda: strata(guides.product(p=guides.partial(guides.Mixture((ONE, ONE)), c=1.0))),
+    ),
     "no recipe": (TypeError, "must make what the recipe is of", lambda: jvi.recipe(3)),
     "training without a distribution": (
         ValueError,
@@ -484,3 +520,22 @@ def test_errors_say_what_and_where(name):
     kind, message, act = ERRORS[name]
     with pytest.raises(kind, match=message):
         act()
+
+
+@pytest.mark.filterwarnings("ignore:shape requires:DeprecationWarning")
+def test_errors_that_are_not_ours_have_a_note_of_where_once():
+    """A network that is not told what to see of (x, earlier) fails inside of JAX, whose message knows of no guide."""
+    inner = guides.sequence(a=MATRIX, b=guides.amortize(MATRIX, nn.Dense(8)))
+    for guide, path in ((inner, "b"), (guides.product(c=guides.Mixture((inner, inner))), "c[0].b")):
+        with pytest.raises(jax.errors.TracerArrayConversionError) as caught:
+            jax.eval_shape(guide.init, KEY, X)
+        assert [note for note in caught.value.__notes__ if "guide" in note] == [f"in guide.{path}"]
+
+    def broken(params, rng, x):
+        raise KeyError("weights")
+
+    guide = guides.product(a=guides.product(b=guides.from_functions(zeros_init, broken)))
+    with pytest.raises(KeyError, match="weights") as caught:
+        draws(guide)
+    assert caught.value.args == ("weights",)
+    assert caught.value.__notes__ == ["in guide.a.b"]

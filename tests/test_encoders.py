@@ -15,6 +15,7 @@ from scipy.stats import norm as scipy_norm
 import jvi
 from jvi import encoders, guides
 from jvi.encoders.plain import _neighbourhoods
+from jvi.encoders.temporal import _around
 
 KEY = jax.random.key(0)
 SET = encoders.SetTransformer(3, width=8, num_heads=2, num_layers=1, num_inducing=4)
@@ -25,6 +26,8 @@ OF_ELEMENTS = {
     "causal": CAUSAL,
     "recurrent": encoders.Recurrent(3, hidden=4),
     "forward": encoders.Recurrent(3, hidden=4, bidirectional=False),
+    "convolution": encoders.TemporalConvolution(3, width=4, num_layers=2, kernel_size=5),
+    "causal convolution": encoders.TemporalConvolution(3, width=4, num_layers=2, kernel_size=4, causal=True),
 }
 X = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
 SPACE = jvi.space(jvi.real(1))
@@ -107,7 +110,7 @@ def test_steps_that_are_passed_over_are_as_if_they_were_not():
         close(apply(OF_ELEMENTS[name], params, (spread, apart))[apart], apply(OF_ELEMENTS[name], params, X))
 
 
-@pytest.mark.parametrize("name", ["sequence", "causal", "recurrent", "forward"])
+@pytest.mark.parametrize("name", ["sequence", "causal", "recurrent", "forward", "convolution", "causal convolution"])
 def test_what_steps_see(name):
     encoder = OF_ELEMENTS[name]
     params = started(encoder, X)
@@ -117,7 +120,7 @@ def test_what_steps_see(name):
         return jnp.abs(jax.jacobian(lambda x: jnp.sum(encoder.apply(params, x), -1))(x)).sum(-1)
 
     seen = np.asarray(sensitivity(X)) > 0.0
-    expected = np.tril(np.ones((5, 5), bool)) if name in ("causal", "forward") else np.ones((5, 5), bool)
+    expected = np.tril(np.ones((5, 5), bool)) if name in ("causal", "forward", "causal convolution") else np.ones((5, 5), bool)
     np.testing.assert_array_equal(seen, expected)
 
 
@@ -126,6 +129,7 @@ def test_encoders_compare_by_value():
         lambda: encoders.MLP(3, hidden=(8,)),
         lambda: encoders.Convolutional(3, channels=(4,)),
         lambda: encoders.Recurrent(3),
+        lambda: encoders.TemporalConvolution(3),
         lambda: encoders.SetTransformer(3),
         lambda: encoders.SequenceTransformer(3, causal=True),
     ):
@@ -183,12 +187,31 @@ def test_encoders_take_the_default_precision(float64):
         (SET, {"values": X}, TypeError, "inputs=lambda x"),
         (SET, (X, {"a": X}), TypeError, "name what the encoder sees"),
         (encoders.Recurrent(3), np.ones(()), ValueError, "Recurrent takes one datum"),
+        (encoders.TemporalConvolution(3, kernel_size=2), X, ValueError, "must be odd, or causal=True, got kernel_size=2"),
         (encoders.Convolutional(3), np.ones(4), ValueError, r"one image \[H, W\] or \[H, W, C\].*got shape \[4\]"),
     ],
 )
 def test_what_is_no_datum_is_refused(encoder, x, kind, said):
     with pytest.raises(kind, match=said):
         jax.eval_shape(partial(encoder.init, KEY), x)
+
+
+def test_steps_around_times_a_kernel_are_a_dilated_convolution():
+    steps, kernel = jax.random.normal(KEY, (9, 3)), jax.random.normal(jax.random.key(1), (3, 3, 4))
+    for causal, padding in ((False, (4, 4)), (True, (8, 0))):
+        expected = jax.lax.conv_general_dilated(
+            steps[None], kernel, (1,), (padding,), rhs_dilation=(4,), dimension_numbers=("NTC", "TIO", "NTC")
+        )[0]
+        close(_around(steps, 3, 4, causal) @ kernel.reshape(-1, 4), expected)
+
+
+def test_a_mask_of_its_own_is_that_of_a_pair():
+    for name in ("sequence", "recurrent", "convolution"):
+        encoder, (values, mask) = OF_ELEMENTS[name], padded(X)
+        params = started(encoder, X)
+        close(jax.jit(encoder.apply)(params, values, mask), apply(encoder, params, (values, mask)))
+    with pytest.raises(TypeError, match="Recurrent takes an array"):
+        encoders.Recurrent(3).init(KEY, (values, mask), mask)
 
 
 def log_joint(x, z):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import distrax
+import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ import scipy.stats
 from cases import CASES
 from cases_core import LOC, LOWER, assert_z_test, dense
 from cases_families import BLOCK_LOC, GROUPS, REAL, block_covariance, precision_of
+from tensorflow_probability.substrates.jax import bijectors as tfb
 
 import jvi
 from jvi.guides import delta, sinh_arcsinh, student_t
@@ -198,12 +200,29 @@ def test_a_point_beside_a_gaussian_is_fitted_to_what_the_gaussian_leaves():
     np.testing.assert_allclose(state.params.guide["a"].loc[0], grid[np.argmax(log_evidence)], atol=0.02)
 
 
+# What may lie around a part that is a point.
+AROUND = {
+    "product": lambda guide: jvi.guides.product(c=guide),
+    "sequence": lambda guide: jvi.guides.sequence(c=guide),
+    "given": lambda guide: jvi.guides.given(jnp.sin, guide),
+    "transform": lambda guide: jvi.guides.transform(guide, {"b": tfb.Exp}),
+    "amortize": lambda guide: jvi.guides.amortize(guide, flax.linen.Dense(9)),
+    "parameterize": lambda guide: jvi.guides.parameterize(guide, lambda rng, x: guide.init(rng, x), lambda params, x: params),
+    "plate": lambda guide: jvi.guides.plate(guide, 2),
+    "freeze": lambda guide: jvi.guides.freeze(guide, "b"),
+    "partial": lambda guide: jvi.guides.partial(guide, c=1.0),
+    "importance-weighted": lambda guide: jvi.guides.ImportanceWeighted(guide, jvi.model(lambda x, z: 0.0), num_samples=2),
+    "deep": lambda guide: jvi.guides.plate(jvi.guides.freeze(jvi.guides.transform(guide, {"a": tfb.Exp})), 2),
+}
+
+
 @pytest.mark.quick
 def test_what_needs_a_density_refuses_a_point():
     point = jvi.guides.Delta(REAL)
     model = jvi.model(lambda x, z: jnp.sum(z))
     beside = jvi.guides.product(a=point, b=jvi.guides.MeanField(REAL))
-    for guide in (point, beside):
+    inside = [build(beside) for build in AROUND.values()]
+    for guide in (point, beside, *inside):
         for build in (
             lambda guide=guide: jvi.iwae(model, guide, num_samples=5),
             lambda guide=guide: jvi.renyi(model, guide, alpha=0.5, num_samples=5),
@@ -215,11 +234,18 @@ def test_what_needs_a_density_refuses_a_point():
             jvi.elbo(model, guide, gradient=jvi.gradients.stl)
         with pytest.raises(ValueError, match="log_prob"):
             jvi.objectives.dreg(model, guide, num_samples=2)
-        params = jvi.objectives.Params((), guide.init(KEY, None))
+        params = jvi.objectives.Params((), guide.init(KEY, jnp.ones(3)))
         with pytest.raises(ValueError, match="say nothing of the evidence"):
             jvi.diagnostics.verdict(jvi.Posterior(model, guide, params, None), KEY)
     with pytest.raises(ValueError, match=r"guides\[0\] needs a log_prob"):
         jvi.guides.Mixture((point, point))
+    with pytest.raises(ValueError, match=r"guides\[0\] needs a log_prob"):
+        jvi.guides.Mixture((beside, beside))
+    # What is mixed over needs no density: the draws have one all the same.
+    around = jvi.guides.from_distribution(
+        lambda rng, x: jnp.ones(()), lambda params, x: distrax.MultivariateNormalDiag(params * x[1])
+    )
+    jvi.iwae(model, jvi.guides.SemiImplicit(point, around, num_auxiliary=2), num_samples=5)
 
 
 @pytest.mark.quick

@@ -47,7 +47,7 @@ LAYERS = [
         "schedules",
         "sharding",
     },
-    {"_standing", "encoders.attention", "encoders.plain", "encoders.recurrent"},
+    {"_standing", "encoders.attention", "encoders.plain", "encoders.recurrent", "encoders.temporal"},
     {"encoders"},
     {"_concrete", "_frames", "_mixtures", "bounds", "diagnostics.collapse", "diagnostics.psis", "networks", "supports"},
     {"spaces"},

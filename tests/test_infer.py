@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jax.scipy.special import logsumexp
 from jax.scipy.stats import norm, t
+from scipy.stats import multivariate_normal
 
 import jvi
 from jvi.__main__ import main
@@ -257,7 +258,6 @@ def test_a_budget_spent_on_many_coordinates_leaves_the_best_gaussian():
     assert abs(draws[:, 1:].mean()) < 0.1
 
 
-@pytest.mark.quick
 def walk(y, z):
     steps = norm.logpdf(z["path"][0]) + norm.logpdf(z["path"][1:], z["path"][:-1], 0.5).sum()
     return steps + norm.logpdf(z["shift"], 0.0, 2.0) + norm.logpdf(y, z["path"] + z["shift"], 0.8).sum()
@@ -280,6 +280,40 @@ def test_a_declared_series_is_fitted_as_such():
     drawn = np.concatenate([np.asarray(draws["path"]), np.asarray(draws["shift"])[:, None]], 1)
     np.testing.assert_allclose((drawn.mean(0) - mean) / sd, 0.0, atol=0.06)
     np.testing.assert_allclose(drawn.std(0) / sd, 1.0, atol=0.05)
+
+
+# Of a hundred coordinates and more, from which on what is declared is made use of.
+PARENTS = (-1, *(int(np.random.default_rng(node).integers(max(0, node - 9), node)) for node in range(1, 110)))
+LEAVES = [node for node in range(len(PARENTS)) if node not in PARENTS]
+
+
+def branching(x, z):
+    """Brownian motion down a tree: a node is its parent, moved by N(0, 0.7^2); the leaves are seen with noise of 0.5."""
+    steps = norm.logpdf(z["node"][0]) + norm.logpdf(z["node"][1:], z["node"][np.array(PARENTS[1:])], 0.7).sum()
+    return steps + norm.logpdf(z["shift"], 0.0, 2.0) + norm.logpdf(x, z["node"][np.array(LEAVES)] + z["shift"], 0.5).sum()
+
+
+@pytest.mark.long
+def test_a_declared_tree_is_fitted_to_the_exact_posterior():
+    size, x = len(PARENTS), np.random.default_rng(1).normal(size=len(LEAVES)) + 1.0
+    posterior = jvi.infer(KEY, branching, jvi.space({"node": jvi.tree(PARENTS), "shift": jvi.real()}), x)
+    assert posterior.report.trusted, posterior.report.reasons
+    assert "refine" not in [stage.name for stage in posterior.report.stages]
+    # The exact posterior, by dense algebra.
+    onward = np.eye(size)
+    for node, parent in enumerate(PARENTS[1:], 1):
+        onward[node, parent] = -1.0
+    root = np.linalg.inv(onward) * np.r_[1.0, np.full(size - 1, 0.7)]
+    prior = np.block([[root @ root.T, np.zeros((size, 1))], [np.zeros((1, size)), 4.0 * np.eye(1)]])
+    seen = np.hstack([np.eye(size)[LEAVES], np.ones((len(LEAVES), 1))])
+    cov = np.linalg.inv(np.linalg.inv(prior) + seen.T @ seen / 0.25)
+    mean, sd = cov @ seen.T @ x / 0.25, np.sqrt(np.diag(cov))
+    draws = posterior.sample(KEY, 10_000)
+    drawn = np.concatenate([np.asarray(draws["node"]), np.asarray(draws["shift"])[:, None]], 1)
+    np.testing.assert_allclose((drawn.mean(0) - mean) / sd, 0.0, atol=0.06)
+    np.testing.assert_allclose(drawn.std(0) / sd, 1.0, atol=0.05)
+    evidence = multivariate_normal.logpdf(x, np.zeros(len(LEAVES)), seen @ prior @ seen.T + 0.25 * np.eye(len(LEAVES)))
+    assert abs(posterior.report.log_evidence - evidence) < 5.0 * posterior.report.log_evidence_se + 1e-2
 
 
 def test_diagnose_tells_a_good_guide_from_a_bad_one():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import distrax
 import jax
 import jax.numpy as jnp
@@ -156,6 +158,53 @@ def test_strata_of_parts_are_all_choices():
     plain = jvi.elbo(jvi.model(lambda x, z: -jnp.sum(z["a"] ** 2)), guide)
     values = jax.jit(lambda params: [objective(params, KEY, None)[0] for objective in (by_group, plain)])(Params((), params))
     np.testing.assert_allclose(*values, rtol=1e-5)
+
+
+@pytest.mark.quick
+def test_strata_have_the_latents_that_are_known():
+    """The bound is that of the mixture without them, of a model that is told them."""
+    mixed = jvi.guides.product(a=PAIR)
+    known = jvi.guides.partial(mixed, scale=1.5, where=(0.2, 0.3))
+    params = Params((), {"a": arrays(AT)})
+    z, log_mass = known.strata(params.guide, KEY, None)
+    assert {name: leaf.shape for name, leaf in z.items()} == {"a": (2,), "scale": (2,), "where": (2, 2)}
+    np.testing.assert_allclose(log_mass, jax.nn.log_softmax(AT.logits), rtol=1e-6)
+
+    def log_joint(x, z):
+        return target(x, z["a"]) + norm.logpdf(z["a"], z["where"][1], z["scale"])
+
+    whole = jvi.model(log_joint)
+    told = jvi.model(lambda x, z: log_joint(x, {**z, "scale": 1.5, "where": jnp.array([0.2, 0.3])}))
+
+    @partial(jax.jit, static_argnums=0)
+    def graded(objective, params):
+        (value, _), grads = jax.value_and_grad(objective, has_aux=True)(params, KEY, None)
+        return value, grads
+
+    for build in (jvi.elbo, jvi.objectives.stratified):
+        (value, grads), (same, others) = graded(build(whole, known), params), graded(build(told, mixed), params)
+        np.testing.assert_allclose(value, same, rtol=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), grads, others)
+
+
+@pytest.mark.quick
+def test_a_plate_of_mixtures_says_what_works_for_it():
+    """n copies of C components have C^n strata: scores do for a plate, and strata for a mixture of plates."""
+    model = jvi.model(lambda x, z: jnp.sum(norm.logpdf(z)))
+    plate = jvi.guides.plate(PAIR, 3)
+    params = Params((), jax.jit(lambda key: plate.init(key, None))(KEY))
+    with pytest.raises(TypeError, match=r"gradients.score, or a Mixture of plates, for a plate of mixtures"):
+        jax.eval_shape(jvi.elbo(model, plate), params, KEY, None)
+    for build in (jvi.objectives.stratified, lambda *pair: jvi.elbo(*pair, gradient=jvi.gradients.stratified)):
+        with pytest.raises(ValueError, match=r"for a plate of mixtures.*gradients.score, or a Mixture of plates"):
+            build(model, plate)
+    mixed = jvi.guides.Mixture((jvi.guides.plate(PART, 3),) * 2)
+    for objective in (jvi.elbo(model, plate, gradient=jvi.gradients.score, num_samples=2), jvi.elbo(model, mixed)):
+        value, grads = jax.jit(
+            lambda key, objective=objective: jax.value_and_grad(objective, has_aux=True)(objective.init(key, None), key, None)
+        )(KEY)
+        assert jnp.isfinite(value[0])
+        assert all(bool((jnp.abs(leaf) > 0.0).any()) for leaf in jax.tree.leaves(grads.guide))
 
 
 @pytest.mark.quick

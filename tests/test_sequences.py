@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -238,6 +240,39 @@ def test_a_step_sees_the_last_draw_that_is_no_padding(masked):
     np.testing.assert_allclose(log_prob(params, (x, mask), z), log_q, rtol=1e-5)
     moved = log_prob(params, (x, mask), z.at[2].add(0.5)) - log_q
     assert abs(float(moved)) > 1e-3
+
+
+ENCODERS = {
+    "recurrent": jvi.encoders.Recurrent(4, hidden=4),
+    "convolution": jvi.encoders.TemporalConvolution(4, width=4, num_layers=2),
+    "attention": jvi.encoders.SequenceTransformer(4, width=4, num_heads=2, num_layers=1),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_librarys_encoders_take_the_mask(name):
+    """Padding changes neither draw nor density; the two densities agree; and every parameter of the encoder learns."""
+    guide = AutoregressiveSequence(ENCODERS[name], dim=2, combiner=Gated(2, width=8), inputs=values, mask=observed)
+    x, mask = padded(6, fill=50.0)
+    # Unlike at the start, where the encoder's last layer is near zero.
+    shapes, rng = jax.eval_shape(guide.init, KEY, (x, mask)), np.random.default_rng(2)
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def all_of_it(params, x):
+        def moved(params):
+            z, log_q = guide.sample_and_log_prob(params, KEY, x)
+            return jnp.sum(jnp.sin(z)), (z, log_q, guide.log_prob(params, x, z))
+
+        return jax.grad(moved, has_aux=True)(params)
+
+    slopes, (z, log_q, log_prob) = all_of_it(params, (x, mask))
+    same, (alone, log_alone, _) = all_of_it(params, (x[:6], mask[:6]))
+    np.testing.assert_allclose(z[:6], alone, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(z[6:], 0.0)
+    np.testing.assert_allclose([log_prob, log_alone], log_q, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), slopes, same)
+    assert all(np.isfinite(slope).all() and np.any(slope) for slope in jax.tree.leaves(slopes.encoder))
 
 
 def test_what_pads_a_batch_changes_neither_value_nor_gradient(masked):

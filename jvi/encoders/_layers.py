@@ -38,14 +38,15 @@ def real(values: Any) -> Array:
     return values if jnp.issubdtype(values.dtype, jnp.floating) else values.astype(precision())
 
 
-def elements(encoder: nn.Module, inputs: Any) -> tuple[Array, Array]:
-    """Values [N, F] and mask [N] of `values` or `(values, mask)`; values that are masked out are zero, whatever they were.
+def elements(encoder: nn.Module, inputs: Any, mask: Any = None) -> tuple[Array, Array]:
+    """Values [N, F] and mask [N] of `values` and `mask` or of the pair; values that are masked out are zero, whatever they were.
 
     Raises:
       TypeError: if `inputs` are neither.
       ValueError: if the shapes are others.
     """
     name = type(encoder).__name__
+    inputs = inputs if mask is None else (inputs, mask)
     parts: tuple[Any, ...] = inputs if isinstance(inputs, tuple) else (inputs,)
     if len(parts) not in (1, 2) or not all(hasattr(part, "shape") for part in parts):
         raise TypeError(

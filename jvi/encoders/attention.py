@@ -106,9 +106,9 @@ class SequenceTransformer(nn.Module):
     causal: bool = False
 
     @nn.compact
-    def __call__(self, inputs: Any) -> Array:
-        """[T, num_outputs], of one sequence."""
-        values, mask = elements(self, inputs)
+    def __call__(self, inputs: Any, mask: Any = None) -> Array:
+        """[T, num_outputs], of one sequence; its mask is the second argument, or of a pair."""
+        values, mask = elements(self, inputs, mask)
         steps = values.shape[0]
         seen = jnp.broadcast_to(mask, (steps, steps))
         seen = jnp.tril(seen) if self.causal else seen

@@ -45,9 +45,9 @@ class Recurrent(nn.Module):
     bidirectional: bool = True
 
     @nn.compact
-    def __call__(self, inputs: Any) -> Array:
-        """[T, num_outputs], of one sequence."""
-        values, mask = elements(self, inputs)
+    def __call__(self, inputs: Any, mask: Any = None) -> Array:
+        """[T, num_outputs], of one sequence; its mask is the second argument, or of a pair."""
+        values, mask = elements(self, inputs, mask)
         start = jnp.zeros(
             self.hidden, values.dtype if values.dtype.itemsize < 4 else jnp.promote_types(values.dtype, precision())
         )

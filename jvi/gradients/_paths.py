@@ -14,7 +14,8 @@ from jvi._typing import Data, Latent, Params, PRNGKey
 _ADVICE = (
     "Take an estimator that needs no path: gradients.score (jvi.objectives.score, vimco), gradients.enumerated for a finite "
     "latent, jvi.objectives.disarm or relax for a discrete one, gradients.stratified (jvi.objectives.stratified) "
-    "for a jvi.guides.Mixture; or sum the latent out inside the log-joint."
+    "for a jvi.guides.Mixture (but gradients.score, or a Mixture of plates, for a plate of mixtures, whose n copies have C^n strata); "
+    "or sum the latent out inside the log-joint."
 )
 
 

@@ -62,7 +62,7 @@ class Stratified:
         if not hasattr(guide, "strata"):
             raise ValueError(
                 f"gradients.stratified needs a guide with strata, a jvi.guides.Mixture alone or in a product; got {guide!r}. "
-                "Use gradients.stl."
+                "Use gradients.stl; for a plate of mixtures, whose n copies have C^n strata, gradients.score, or a Mixture of plates."
             )
 
 

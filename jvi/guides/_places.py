@@ -11,24 +11,32 @@ from jvi.guides.functions import Guide
 
 
 @contextmanager
-def part(name: str) -> Iterator[None]:
-    """Within it, a ValueError or TypeError is one of the guide's part `name`, and says so.
+def part(name: str | int) -> Iterator[None]:
+    """Within it, an error is one of the guide's part `name`, or of its component number `name`, and says so.
+
+    A ValueError or TypeError begins with the path; other errors, whose messages are not ours, have a note with it.
 
     Example:
       >>> from jvi.guides._places import part
-      >>> with part("a"), part("b"):
+      >>> with part("a"), part(0), part("b"):
       ...     raise ValueError("there is no such thing.")
       Traceback (most recent call last):
-      ValueError: guide.a.b: there is no such thing.
+      ValueError: guide.a[0].b: there is no such thing.
     """
     try:
         yield
-    except (TypeError, ValueError) as error:
+    except Exception as error:
+        step = f"[{name}]" if isinstance(name, int) else f".{name}"
         # JAX's own subclasses format their messages themselves.
-        if type(error) in (TypeError, ValueError) and len(error.args) == 1:
-            path, message = vars(error).get("in_guide", ("", error.args[0]))
-            vars(error)["in_guide"] = (f".{name}{path}", message)
-            error.args = (f"guide.{name}{path}: {message}",)
+        named = type(error) in (TypeError, ValueError) and len(error.args) == 1
+        inner, message = vars(error).get("in_guide", ("", error.args[0] if named else None))
+        vars(error)["in_guide"] = (step + inner, message)
+        if named:
+            error.args = (f"guide{step}{inner}: {message}",)
+        else:
+            if inner:
+                error.__notes__.remove(_note(inner))
+            error.add_note(_note(step + inner))
         raise
 
 
@@ -70,3 +78,7 @@ def with_part(guide: Any, path: Sequence[str], change: Callable[[Any], Any]) -> 
     if not hasattr(guide, "with_part"):
         raise ValueError(f"there is no part {path[0]!r}, because this guide is not made of named parts: {guide!r}.")
     return guide.with_part(path, change)
+
+
+def _note(path: str) -> str:
+    return f"in guide{path}"

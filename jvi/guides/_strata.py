@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jvi._typing import Array, Data, Latent, Params, PRNGKey
+from jvi.guides._places import part
 
 
 def strata_of(guide: Any, params: Params, rng: PRNGKey, x: Data) -> tuple[Latent, Array]:
@@ -25,9 +26,10 @@ def strata_of_parts(guide: Any, params: Params, rng: PRNGKey, x: Data) -> tuple[
     def onwards(i: int, before: dict[str, Latent]) -> tuple[dict[str, Latent], Array]:
         if i == len(guide.parts):
             return {}, jnp.zeros(1)
-        name, part = guide.parts[i]
-        z, log_mass = strata_of(part, params[name], keys[i], guide.seen(x, before))
-        rest, inner = jax.vmap(lambda one: onwards(i + 1, {**before, name: one}))(z)
+        name, one = guide.parts[i]
+        with part(name):
+            z, log_mass = strata_of(one, params[name], keys[i], guide.seen(x, before))
+        rest, inner = jax.vmap(lambda drawn: onwards(i + 1, {**before, name: drawn}))(z)
         z = jax.tree.map(lambda leaf: jnp.repeat(leaf, inner.shape[1], 0), z)
         rest = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rest)
         return {name: z, **rest}, (log_mass[:, None] + inner).reshape(-1)

@@ -53,7 +53,9 @@ def amortize(guide: Guide, network: Any, *, inputs: Callable[[Data], Any] | None
     """Any guide amortized: its parameters are their own values plus what a network emits, params.guide + network(params.network, x).
 
     The guide's own values start where `guide.init` puts them and are trained along, so that its sensible start is kept; exactly so
-    where the network's last layer starts at zero, as `nn.Dense(n, kernel_init=nn.initializers.zeros)`. Numbers come in the order of
+    where the network's last layer starts at zero, as `nn.Dense(n, kernel_init=nn.initializers.zeros)`, and nearly so of `jvi.encoders`.
+    A flow should have one of these: moved by numbers of the order of 1, as a plain `nn.Dense(n)` emits, a `NeuralSpline` is so flat in
+    places that in float32 `log_prob` of its own draws has no correct digit. Numbers come in the order of
     `jax.tree.leaves(params.guide)`, row by row; they take the type of the parameter that they are added to.
 
     Args:

@@ -80,7 +80,7 @@ class AutoregressiveSequence:
 
     Attributes:
       encoder: a Linen module, what builds an NNX module, or `jvi.networks.network(...)`: `inputs(x) -> h`, or, with a mask,
-        `(inputs(x), mask(x)) -> h`.
+        `(inputs(x), mask(x)) -> h`, as `jvi.encoders.Recurrent`, `TemporalConvolution` and `SequenceTransformer`.
       dim: D.
       combiner: a network, `(z_{t-1} [D], h_t [H]) -> (mean [D], log standard deviation [D])`; `Gated(dim)` by default.
       inputs: `(x) -> what the encoder sees`; all of `x` by default.

@@ -148,8 +148,11 @@ def from_functions(
 
 
 def is_point(guide: Any) -> bool:
-    """Whether some of a guide's latents are a point, without density: a `Delta`, alone or as a part."""
-    return getattr(guide, "point", False) or any(is_point(part) for _, part in getattr(guide, "parts", ()))
+    """Whether some of a guide's latents are a point, without density: a `Delta`, alone or anywhere in a composition."""
+    if hasattr(guide, "guide"):  # the combinators of one guide, whose parts are those of the guide inside
+        return is_point(guide.guide)
+    inside = (*getattr(guide, "guides", ()), *(part for _, part in getattr(guide, "parts", ())))
+    return getattr(guide, "point", False) or any(is_point(one) for one in inside)
 
 
 def checked_draw(distribution: Any, rng: PRNGKey, space: Space | None) -> tuple[Latent, Scalar]:

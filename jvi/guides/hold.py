@@ -104,10 +104,14 @@ class Partial:
     def sample_and_log_prob(self, params: Params, rng: PRNGKey, x: Data) -> tuple[dict[str, Latent], Scalar]:
         """One draw, with the known latents, and the log-density of what is drawn."""
         z, log_q = self.guide.sample_and_log_prob(params, rng, x)
+        self.check(z)
+        return {**z, **self.values(x)}, log_q
+
+    def check(self, z: Latent) -> None:
+        """Refuse draws that known latents cannot be added to."""
         if not isinstance(z, dict):
             raise TypeError(f"partial adds latents to a guide whose draws are a dict; this one draws {_tree.shapes(z)}.")
         _refuse_drawn(z, self.known)
-        return {**z, **self.values(x)}, log_q
 
     def values(self, x: Data) -> dict[str, Array]:
         """The known latents."""
@@ -131,6 +135,12 @@ class Partial:
         has(self.guide, "distribution")
         return WithPoints(self)
 
+    @property
+    def strata(self) -> Callable[[Params, PRNGKey, Data], Any]:
+        """`(params, rng, x)` -> a draw from each stratum of a mixture, with the known latents, and their log masses."""
+        has(self.guide, "strata")
+        return StrataWithKnown(self)
+
     def with_part(self, path: Sequence[str], change: Callable[[Any], Any]) -> Partial:
         """The same with a part of the guide inside changed."""
         return dataclasses.replace(self, guide=with_part(self.guide, path, change))
@@ -150,6 +160,20 @@ class OfDrawn:
             raise ValueError(f"z must be a dict, with the known latents {', '.join(known)} in it; got {_tree.shapes(z)}.")
         drawn = {name: value for name, value in z.items() if name not in known}
         return getattr(self.held.guide, self.name)(params, x, drawn)
+
+
+@spec
+class StrataWithKnown:
+    """The strata of the guide inside, each with the known latents; compares by value."""
+
+    held: Partial
+
+    def __call__(self, params: Params, rng: PRNGKey, x: Data) -> tuple[dict[str, Latent], Array]:
+        """A draw from each, leaves [C, ...], and their log masses [C]."""
+        z, log_mass = self.held.guide.strata(params, rng, x)
+        self.held.check(z)
+        known = self.held.values(x)
+        return {**z, **{name: jnp.broadcast_to(one, (*log_mass.shape, *one.shape)) for name, one in known.items()}}, log_mass
 
 
 @spec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ from jax.scipy.special import logsumexp
 from jvi import _tree
 from jvi._spec import spec
 from jvi._typing import Array, Data, Latent, Params, PRNGKey, PyTree, Scalar
+from jvi.guides._places import part
 from jvi.guides._strata import strata_of
 from jvi.guides.functions import Guide
 
@@ -88,7 +89,7 @@ class Mixture:
     def init(self, rng: PRNGKey, x: Data) -> Mixed:
         """Equal weights, and the components' own initial parameters, their locations spread."""
         keys = jax.random.split(rng, (len(self.guides), 2))
-        found = [_moved(key[1], guide.init(key[0], x), self.spread) for guide, key in zip(self.guides, keys, strict=True)]
+        found = self._each(lambda guide, key: _moved(key[1], guide.init(key[0], x), self.spread), keys)
         return Mixed(jnp.zeros(len(self.guides)), tuple(found))
 
     def sample_and_log_prob(self, params: Mixed, rng: PRNGKey, x: Data) -> tuple[Latent, Scalar]:
@@ -97,18 +98,21 @@ class Mixture:
         chosen = jax.random.categorical(pick, params.logits)
         if self._alike:
             own = jax.tree.map(lambda leaf: leaf[chosen], _stacked(params.components, "parameters"))
-            z, _ = self.guides[0].sample_and_log_prob(own, rng, x)
+            with part(0):  # and of the others as well, which are its equals
+                z, _ = self.guides[0].sample_and_log_prob(own, rng, x)
         else:
-            drawn = [guide.sample_and_log_prob(own, rng, x)[0] for guide, own in self._each(params)]
+            drawn = self._each(lambda guide, own: guide.sample_and_log_prob(own, rng, x)[0], params.components)
             z = jax.tree.map(lambda leaf: leaf[chosen], _stacked(drawn, "draws"))
         return z, self.log_prob(params, x, z)
 
     def log_prob(self, params: Mixed, x: Data, z: Latent) -> Scalar:
         """log q(z), nats."""
         if self._alike:
-            each = jax.vmap(lambda own: self.guides[0].log_prob(own, x, z))(_stacked(params.components, "parameters"))
+            components = _stacked(params.components, "parameters")
+            with part(0):
+                each = jax.vmap(lambda own: self.guides[0].log_prob(own, x, z))(components)
         else:
-            each = jnp.stack([guide.log_prob(own, x, z) for guide, own in self._each(params)])
+            each = jnp.stack(self._each(lambda guide, own: guide.log_prob(own, x, z), params.components))
         return logsumexp(jax.nn.log_softmax(params.logits) + each)
 
     def strata(self, params: Mixed, rng: PRNGKey, x: Data) -> tuple[Latent, Array]:
@@ -116,11 +120,12 @@ class Mixture:
         keys = jax.random.split(rng, len(self.guides))
         log_weights = jax.nn.log_softmax(params.logits)
         if self._alike:
-            one = _Strata(self.guides[0], x)
-            z, log_mass = jax.vmap(one)(_stacked(params.components, "parameters"), keys)
+            components = _stacked(params.components, "parameters")
+            with part(0):
+                z, log_mass = jax.vmap(lambda own, key: strata_of(self.guides[0], own, key, x))(components, keys)
             z = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), z)
             return z, (log_weights[:, None] + log_mass).reshape(-1)
-        found = [strata_of(guide, own, key, x) for (guide, own), key in zip(self._each(params), keys, strict=True)]
+        found = self._each(lambda guide, own, key: strata_of(guide, own, key, x), params.components, keys)
         log_mass = jnp.concatenate([weight + inner for weight, (_, inner) in zip(log_weights, found, strict=True)])
         _check_alike([z for z, _ in found], "draws, with their strata's axis in front,", strata=1)
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[z for z, _ in found]), log_mass
@@ -152,18 +157,13 @@ class Mixture:
     def _alike(self) -> bool:
         return all(guide == self.guides[0] for guide in self.guides)
 
-    def _each(self, params: Mixed) -> list[tuple[Any, Params]]:
-        return list(zip(self.guides, params.components, strict=True))
-
-
-class _Strata:
-    """The strata of one component, by its parameters and key."""
-
-    def __init__(self, guide: Any, x: Data) -> None:
-        self.guide, self.x = guide, x
-
-    def __call__(self, params: Params, rng: PRNGKey) -> tuple[Latent, Array]:
-        return strata_of(self.guide, params, rng, self.x)
+    def _each(self, act: Callable[..., Any], *of_each: Sequence[Any]) -> list[Any]:
+        """`act(guide, *its own)` for every component, in whose name errors are."""
+        found = []
+        for i, (guide, *own) in enumerate(zip(self.guides, *of_each, strict=True)):
+            with part(i):
+                found.append(act(guide, *own))
+        return found
 
 
 def _moved(rng: PRNGKey, params: Params, spread: float) -> Params:
