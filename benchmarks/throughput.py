@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.command import command_line
 from benchmarks.image_contenders import BUILDERS, EVALUATORS, Case, images
 from benchmarks.workers import Worker, serve
 
@@ -69,7 +70,7 @@ def main() -> int:
         return check(console, options.check, options.case or list(CASES))
     from benchmarks.step_time import device_name
 
-    lines = [f"# Throughput, {date.today()}", "", f"Device: {device_name()}. `{_command(options)}`", ""]
+    lines = [f"# Throughput, {date.today()}", "", f"Device: {device_name()}. `{command_line(MODULE)}`", ""]
     lines += [*__doc__.split("\n\n")[1].strip().splitlines(), f"The images: {images(1)[1]}.", ""]
     rounds = 2 if options.quick else options.rounds
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -307,11 +308,6 @@ def _show(console: Console, lines: list[str], title: str, head: tuple[str, ...],
     console.print(table)
     marks = ["---", *["---:"] * (len(head) - 1)]
     lines += [f"## {title}", "", *(f"| {' | '.join(cells)} |" for cells in (head, marks, *rows)), ""]
-
-
-def _command(options: argparse.Namespace) -> str:
-    extra = f" --rounds {options.rounds}" if options.rounds != 9 else ""
-    return f"python -m benchmarks.throughput{extra}{' --quick' if options.quick else ''}"
 
 
 if __name__ == "__main__":
