@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import jvi
+
 WORKER, POD = Path(__file__).parent / "mesh_worker.py", Path(__file__).parent.parent / "examples" / "pod.py"
 
 
@@ -95,10 +97,13 @@ def test_a_process_that_dies_ends_the_other(tmp_path, who, how):
 
 
 @pytest.mark.long
-def test_the_pod_example_runs_as_two_processes():
+def test_the_pod_example_runs_as_two_processes_and_goes_on(tmp_path):
     def command(me, port):
-        return POD, "--coordinator", f"localhost:{port}", "--num-processes", 2, "--process-id", me, "--num-steps", 200
+        whole = "--coordinator", f"localhost:{port}", "--num-processes", 2, "--process-id", me, "--num-steps", num_steps
+        return POD, *whole, "--checkpoint", tmp_path
 
-    printed, nothing = finished(started(2, command))
-    assert "nats" not in nothing
-    assert re.search(r"2 processes, 2 devices, 200 steps: -\d\d\.\d nats an image", printed)
+    for num_steps in (100, 200):
+        printed, nothing = finished(started(2, command))
+        assert "nats" not in nothing
+        assert re.search(rf"2 processes, 2 devices, {num_steps} steps: -\d\d\.\d nats an image", printed)
+    assert jvi.checkpoint.latest(tmp_path) == 200

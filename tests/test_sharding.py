@@ -52,7 +52,7 @@ def test_discrete_draws_are_the_same_on_any_number_of_devices(float64):
 
 @pytest.mark.long
 def test_a_gradient_of_discrete_draws_is_right_to_the_last_places():
-    """In float32, to 64 units in the last place of each leaf's largest entry: signals of some tenths are differences of bounds of ten."""
+    """In float32, to 64 units in the last place of each leaf's largest entry: signals of tenths are differences of bounds of ten."""
     objective = OBJECTIVES["vimco"]
     params = objective.init(key(), X[:BATCH])
     value, _, grads = _loops.call(_Ascent(objective), params, key(), X[:BATCH])
