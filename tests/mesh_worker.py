@@ -81,7 +81,7 @@ def loader(me, count):
     )
 
 
-def kept(mesh, batches, folder, stop=None, num_steps=100):
+def kept(mesh, batches, folder, stop=None, num_steps=100, batch_size=None):
     """A run that is kept in a folder, and broken off behind a step."""
 
     def callback(state, info):
@@ -90,8 +90,8 @@ def kept(mesh, batches, folder, stop=None, num_steps=100):
 
     try:
         return jvi.fit_batches(
-            svi(OBJECTIVES["elbo"]), key(), batches, num_steps=num_steps, mesh=mesh, checkpoint=folder, checkpoint_every=30,
-            callback=callback, callback_every=10,
+            svi(OBJECTIVES["elbo"]), key(), batches, num_steps=num_steps, batch_size=batch_size, mesh=mesh, checkpoint=folder,
+            checkpoint_every=30, callback=callback, callback_every=10,
         )  # fmt: skip
     except InterruptedError:
         return None
@@ -110,6 +110,7 @@ def broken(me, count, mesh, out):
     for name in found:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
     kept(mesh, slices(me, count, 100), out / "stream", stop=70)
+    kept(mesh, np.load(out / "x.npy", mmap_mode="r"), out / "map", stop=70, batch_size=BATCH)
     # The first process's minibatches end before the others', which must not lose those that were read by then.
     kept(mesh, slices(me, count, 45 + 3 * me), out / "ended")
     found, expected = (numbers_of(*kept(mesh, slices(me, count, 100), folder)) for folder in (out / "ended", None))
@@ -119,11 +120,15 @@ def broken(me, count, mesh, out):
 
 def resumed(me, count, mesh, out):
     """On one process, what several have begun."""
-    found = numbers_of(*kept(mesh, slices(me, count, 100), out / "stream"))
-    expected = numbers_of(*kept(mesh, slices(me, count, 100), None))
-    for name in found:
-        error = 64 * np.finfo(np.float32).eps
-        np.testing.assert_allclose(found[name], expected[name], rtol=error, atol=error, err_msg=name)
+    ways = {
+        "stream": lambda folder: kept(mesh, slices(me, count, 100), folder),
+        "map": lambda folder: kept(mesh, np.load(out / "x.npy", mmap_mode="r"), folder, batch_size=BATCH),
+    }
+    for way, go_on in ways.items():
+        found, expected = numbers_of(*go_on(out / way)), numbers_of(*go_on(None))
+        for name in found:
+            error = 64 * np.finfo(np.float32).eps
+            np.testing.assert_allclose(found[name], expected[name], rtol=error, atol=error, err_msg=f"{way}, {name}")
     try:
         kept(mesh, loader(me, count), out / "loader", num_steps=110)
     except ValueError as error:

@@ -128,6 +128,23 @@ def test_a_resumed_iterator_goes_on_where_it_stood(tmp_path):
     assert same(fit(tmp_path / "list", batches=batches), fit(None, batches=batches))
 
 
+@pytest.mark.long
+def test_a_resumed_run_on_a_memory_map_goes_on_where_it_stood(tmp_path):
+    np.save(tmp_path / "data.npy", DATA)
+    mapped = np.load(tmp_path / "data.npy", mmap_mode="r")
+    options = {"batch_size": 8, "checkpoint_every": 30, "progress": False}
+    for first in (None, 17):  # from the beginning, and from a state
+        folder, begun = tmp_path / str(first), first and jvi.fit_batches(build(), KEY, mapped, num_steps=first, **options)[0]
+
+        def run(folder, begun=begun, **more):
+            state = begun and jax.tree.map(jnp.copy, begun)
+            return jvi.fit_batches(build(), KEY, mapped, num_steps=100, state=state, checkpoint=folder, **options, **more)
+
+        with pytest.raises(BrokenError):
+            run(folder, callback=stop_at((first or 0) + 70), callback_every=10)
+        assert same(run(folder), run(None))
+
+
 def test_an_iterator_that_ends_early_leaves_a_run_to_go_on_with(tmp_path):
     with pytest.warns(UserWarning, match="ended after 70 of 200"):
         fit(tmp_path, batches=stream(70))

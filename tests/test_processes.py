@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases_meshes import X
 
 import jvi
 
@@ -69,6 +70,7 @@ def test_processes_give_the_numbers_of_one_and_stop_together(tmp_path):
 
 @pytest.mark.long
 def test_processes_resume_each_where_it_stood_and_one_goes_on_with_the_run_of_two(tmp_path):
+    np.save(tmp_path / "x.npy", X)
     finished(started(2, lambda me, port: (WORKER, "broken", me, 2, port, tmp_path)))
     (said,) = finished(started(1, lambda me, port: (WORKER, "resumed", me, 1, port, tmp_path)))
     assert re.search("states of the loaders of 2 processes.*there are 1 now: start as many again", said)
