@@ -195,6 +195,8 @@ def _begin(svi: SVI, rng: PRNGKey, x: Data, state: State | None, batch_size: int
         return begin(svi, rng, x, batch_size, mesh)
     # A new run, a new chance. A zero that JAX makes would be compiled, and one that is kept could be donated twice.
     state = state._replace(skipped_in_a_row=jax.device_put(np.zeros((), np.int32)))
+    if state.rng.is_fully_addressable:  # of `svi.init` it is the caller's own
+        state = state._replace(rng=jax.device_put(state.rng, may_alias=False))
     seen: set[int] = set()
 
     def own(leaf: Any) -> Any:

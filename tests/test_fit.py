@@ -323,6 +323,7 @@ def test_a_run_goes_on_from_a_state_made_by_init():
     whole, _ = jvi.fit(svi, KEY, np.arange(3.0), num_steps=3)
     found, _ = jvi.fit(svi, KEY, np.arange(3.0), num_steps=3, state=state._replace(step=same, skipped=same))
     np.testing.assert_array_equal(found.params.guide.loc, whole.params.guide.loc)
+    jax.random.bits(KEY)  # was not donated with the state
 
 
 @pytest.fixture
