@@ -18,6 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import command_line
 from benchmarks.step_time import device_name
 
 BATCH, RATE, SIZE = 100, 2e-3, 20
@@ -69,7 +70,7 @@ def main() -> int:
     lines = [", ".join(f"{name} {text}" for name, text in between.items())]
     console.print(*lines)
     if options.out:
-        head = [f"# Image VAE, {date.today()}", "", f"Device: {device_name()}. `python -m benchmarks.image_vae`", ""]
+        head = [f"# Image VAE, {date.today()}", "", f"Device: {device_name()}. `{command_line('benchmarks.image_vae')}`", ""]
         body = [f"| {' | '.join(cells)} |" for cells in (HEAD, ["---:"] * len(HEAD), *rows)]
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text("\n".join([*head, *body, "", *lines]) + "\n")

@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import command_line
 from benchmarks.step_time import ROOT, device_name
 
 HEAD = ("K", "images", "particles at a time", "images at a time", "peak MiB", "before", "seconds a step", "bound", "norm")
@@ -56,7 +57,12 @@ def main() -> int:
         table.add_row(*row)
     console.print(table)
     if options.out:
-        lines = [f"# Many particles, {date.today()}", "", f"Device: {device_name()}. `{_command(options)}`", ""]
+        lines = [
+            f"# Many particles, {date.today()}",
+            "",
+            f"Device: {device_name()}. `{command_line('benchmarks.many_particles')}`",
+            "",
+        ]
         lines += [
             "Two steps of Adam on `iwae` of a VAE, in a process of its own for every row: peak resident memory and what it was before",
             "the first step, the second step's seconds, and its bound (nats per image) and gradient's norm, which are the same however",
@@ -119,11 +125,6 @@ def _image_vae(images: int) -> tuple[Any, Any, Any]:
 def _peak() -> float:
     """Peak resident memory of this process so far, MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _command(options: argparse.Namespace) -> str:
-    chunks = "".join(f" --chunk {chunk}" for chunk in options.chunk or ())
-    return f"python -m benchmarks.many_particles --vae {options.vae} --particles {options.particles} --images {options.images}{chunks}"
 
 
 if __name__ == "__main__":

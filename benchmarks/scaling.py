@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.command import command_line
 from benchmarks.image_contenders import Case, images, jvi_parts
 from benchmarks.workers import Worker, serve
 
@@ -229,7 +230,7 @@ def draw(found: dict[tuple[str, str], dict[int, Point]]) -> Any:
 def _markdown(options: Any, head: Any, rows: Any, found: Any, picture: str) -> list[str]:
     from benchmarks.step_time import device_name
 
-    lines = [f"# Scaling, {date.today()}", "", f"Device: {device_name()}. `python -m benchmarks.scaling`", ""]
+    lines = [f"# Scaling, {date.today()}", "", f"Device: {device_name()}. `{command_line(MODULE)}`", ""]
     lines += [*__doc__.split("\n\n")[1].strip().splitlines(), ""]
     lines += [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * 3 + ["---:"] * 4, *rows)]
     lines += ["", f"![Time and memory of a step against size]({picture})", ""]

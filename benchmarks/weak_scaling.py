@@ -3,7 +3,8 @@
 Weak scaling: every device has the same number of images, of a variational autoencoder (784 pixels, two layers of 200 units each way, 50
 latents, K = 8). Fake devices share the machine's cores, so that n of them have n times the work of one and no more hardware: perfect is
 n times the time. So each is compared with one device that takes the same n times larger minibatch, in turn, in rounds; what is
-above 1 is what splitting costs: n small programs in place of a large one, and the all-reduce through memory.
+above 1 is what splitting costs: n small programs in place of a large one, and the all-reduce through memory. Beside them stands
+what the cost model of docs/scaling.md says: its arithmetic, at the rate that the smallest minibatch reached on one device.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import optax
 from rich.console import Console
 
 import jvi
+from benchmarks.command import command_line
 
 IMAGES, PARTICLES, LATENTS = 64, 8, 50  # images on each device
 CHIP, LINK, HOP, USE = (
@@ -33,6 +35,10 @@ CHIP, LINK, HOP, USE = (
     1e-6,
     0.4,
 )  # TPU v4: FLOP/s in bfloat16, bytes/s of one axis of its torus; assumed: seconds, share
+MEASURED = {
+    50: 0.052,
+    1: 0.004,
+}  # by K: the share of an H100's matrix rate in bfloat16 that such a network used, 128 images a step
 TORUS = {256: (4, 8, 8), 4_096: (16, 16, 16)}
 
 encoder, decoder = (jvi.networks.network(jvi.encoders.MLP(size, hidden=(200, 200))) for size in (2 * LATENTS, 784))
@@ -77,9 +83,14 @@ def measured(num_devices: int, rounds: int, num_steps: int) -> tuple[float, floa
     )
 
 
-def predicted(chips: int, images: int, weights: float, particles: int, reuse: float = 1.0) -> tuple[float, float, float]:
+def flops(images: int, particles: int, of_encoder: float, of_decoder: float) -> float:
+    """Of a step on one device: two forwards and four backwards for each weight and example."""
+    return 6.0 * images * (of_encoder + particles * of_decoder)
+
+
+def predicted(chips: int, images: int, weights: float, particles: int, use: float) -> tuple[float, float, float]:
     """Microseconds of arithmetic and of the all-reduce, and efficiency, if nothing of the two overlaps."""
-    arithmetic = 6.0 * images * weights / 2 * (1 + particles) * reuse / (CHIP * USE)
+    arithmetic = flops(images, particles, weights / 2, weights / 2) / (CHIP * use)
     hops = 2 * sum(side - 1 for side in TORUS[chips])
     reduce = 2.0 * 4.0 * weights / LINK + hops * HOP
     return 1e6 * arithmetic, 1e6 * reduce, arithmetic / (arithmetic + reduce)
@@ -89,25 +100,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.weak_scaling", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--quick", action="store_true", help="a smoke run: two rounds of two steps")
     parser.add_argument("--out", type=Path, help="also write the tables to this file, as Markdown")
     options = parser.parse_args()
-    weights = sum(leaf.size for leaf in jax.tree.leaves(svi.init(jax.random.key(0), jnp.zeros((1, 784))).params))
+    rounds, steps = (2, 2) if options.quick else (options.rounds, options.steps)
+    params = svi.init(jax.random.key(0), jnp.zeros((1, 784))).params
+    of_decoder, of_encoder = (sum(leaf.size for leaf in jax.tree.leaves(part)) for part in (params.model, params.guide))
+    weights = of_decoder + of_encoder
     lines = [f"# Weak scaling, {date.today()}", "", f"Device: cpu ({os.cpu_count()} CPU cores), jax {jax.__version__}. "
-             "`python -m benchmarks.weak_scaling`", "", f"{weights:,} weights, {IMAGES} images a device, K = {PARTICLES}; "
+             f"`{command_line('benchmarks.weak_scaling')}`", "", f"{weights:,} weights, {IMAGES} images a device, K = {PARTICLES}; "
              "milliseconds a step, medians of rounds; the ratio is the median of ratios within a round.", "",
-             "| fake devices | images a step | one device | mesh | ratio |", "| ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
+             "| fake devices | images a step | one device | mesh | ratio | model |",
+             "| ---: | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    rate = 0.0
     for count in (1, 2, 4, 8):
-        one, split, ratio = measured(count, options.rounds, options.steps)
-        lines.append(f"| {count} | {IMAGES * count} | {one:.1f} | {split:.1f} | {ratio:.2f} |")
+        one, split, ratio = measured(count, rounds, steps)
+        work = flops(IMAGES * count, PARTICLES, of_encoder, of_decoder)
+        rate = rate or work / one  # FLOPs a millisecond
+        lines.append(f"| {count} | {IMAGES * count} | {one:.1f} | {split:.1f} | {ratio:.2f} | {work / rate:.1f} |")
         Console().print(lines[-1])
-    lines += ["", "Predicted for TPU v4, not measured (docs/scaling.md has the model and its assumptions):", "",
-              "| weights | K | images a chip | chips | arithmetic (µs) | all-reduce (µs) | efficiency |",
-              "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
-    for many, particles, images in ((weights, 50, 128), (weights, 50, 1_024), (25_000_000, 8, 128), (25_000_000, 8, 1_024)):
+    lines += ["", f"The model's rate, from the first row: {rate / 1e6:.0f} GFLOP/s.", "",
+              "Predicted for TPU v4, not measured (docs/scaling.md has the model and its assumptions); the share of the chip's rate is "
+              "assumed, or what an H100 showed:", "",
+              "| weights | K | images a chip | share | chips | arithmetic (µs) | all-reduce (µs) | efficiency |",
+              "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    cases = [(weights, 50, 128, USE), (weights, 50, 1_024, USE), (25_000_000, 8, 128, USE), (25_000_000, 8, 1_024, USE)]
+    cases += [(weights, particles, 128, use) for particles, use in MEASURED.items()]
+    for many, particles, images, use in cases:
         for chips in TORUS:
-            arithmetic, reduce, share = predicted(chips, images, many, particles)
+            arithmetic, reduce, share = predicted(chips, images, many, particles, use)
             lines.append(
-                f"| {many:,} | {particles} | {images:,} | {chips:,} | {arithmetic:,.0f} | {reduce:,.0f} | {share:.0%} |"
+                f"| {many:,} | {particles} | {images:,} | {use:.1%} | {chips:,} | {arithmetic:,.0f} | {reduce:,.0f} | {share:.0%} |"
             )
     text = "\n".join(lines) + "\n"
     Console().print(text)

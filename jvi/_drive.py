@@ -172,7 +172,7 @@ class Drive:
         self.run = self._run(self.max_steps, self.state)
         keeper.go_on(self.run, self.state, record, self.max_steps - record["done"])
         if keeper.stacks is not None and not record["status"]:
-            keeper.stacks.seek(record["position"])
+            keeper.stacks.seek(hosts.own_position(self.source.mesh, record["positions"]))
         return found.trees["state"].params, Estimate(*record["gain"]), record["failures"]
 
     def race(self) -> None:

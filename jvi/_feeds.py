@@ -134,14 +134,12 @@ class Stacks:
         Raises:
           UnfitError: if the next minibatch holds a NaN or does not have the first one's shapes.
         """
-        rows = self._ahead.result() if self._ahead.busy else self._waiting
-        if rows.empty:
-            rows = self._gather(min(most, self.size))
+        count = self.ready(most)
+        rows = self._waiting
         self._tell()
-        count = min(most, len(rows.states))
         if not count:
-            self._waiting = _Rows()
-            if rows.error is not None:
+            if rows.error is not None and not rows.states:
+                self._waiting = _Rows()
                 raise rows.error
             return None, 0
         self._taken, self._state = self._taken + count, rows.states[count - 1]
@@ -150,6 +148,14 @@ class Stacks:
         if then and self._threaded and self._waiting.empty:
             self._ahead.begin(self._gather, min(then, self.size))
         return rows.stack, count
+
+    def ready(self, most: int) -> int:
+        """How many of the next `most` minibatches there are; they are read, and stay."""
+        if self._ahead.busy:
+            self._waiting = self._ahead.result()
+        if self._waiting.empty:
+            self._waiting = self._gather(min(most, self.size))
+        return min(most, len(self._waiting.states))
 
     @property
     def position(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -32,12 +33,16 @@ def speaks(mesh: Any) -> bool:
 
 def of_all(mesh: Any, *numbers: float) -> np.ndarray:
     """These numbers of every process, [P, n]; a process that is gone raises an error here, or ends this one."""
-    mine = np.asarray(numbers, np.float64)
-    if not several(mesh):
-        return mine[None]
-    # As bits: what jax gathers is float32 by default.
-    with reaching(mesh):
-        return np.asarray(process_allgather(mine.view(np.uint32))).view(np.float64)
+    return _gathered(mesh, np.asarray(numbers, np.float64))
+
+
+def texts_of_all(mesh: Any, text: str) -> list[str]:
+    """The texts of every process, [P]; as `of_all`."""
+    mine = text.encode()
+    sizes = of_all(mesh, len(mine))[:, 0].astype(int)
+    room = max(4, 1 << int(max(sizes) - 1).bit_length())  # a power of two, so that few lengths are compiled
+    rows = _gathered(mesh, np.frombuffer(mine.ljust(room, b"\0"), np.uint8))
+    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
 
 @contextmanager
@@ -109,8 +114,39 @@ def part(mesh: Any, size: int) -> slice:
     return slice(own * jax.process_index(), own * (jax.process_index() + 1))
 
 
+def positions(mesh: Any, position: Any) -> list[Any]:
+    """Where each process stands in its own minibatches, [P], as JSON holds it."""
+    return [json.loads(text) for text in texts_of_all(mesh, json.dumps(position))]
+
+
+def own_position(mesh: Any, positions: list[Any]) -> Any:
+    """The one of `positions` that this process goes on from.
+
+    Raises:
+      ValueError: if another number of processes wrote them, and what they read has a state of its own.
+    """
+    count = jax.process_count() if several(mesh) else 1
+    if len(positions) == count:
+        return positions[jax.process_index() if count > 1 else 0]
+    if any(position["source"] is not None for position in positions):
+        raise ValueError(
+            f"the checkpoint holds the states of the loaders of {len(positions)} processes, each of its own examples, and there are "
+            f"{count} now: start as many again. Or, in another folder, begin a new run from state=jvi.checkpoint.restore(...), "
+            "with loaders that begin anew; arrays and memory maps with batch_size go on with any number of processes."
+        )
+    return positions[0]  # a count, and the same for all
+
+
 class PeerError(ValueError):
     """Another process of the run failed."""
+
+
+def _gathered(mesh: Any, mine: np.ndarray) -> np.ndarray:
+    if not several(mesh):
+        return mine[None]
+    # As bits: what jax gathers is float32 by default.
+    with reaching(mesh):
+        return np.asarray(process_allgather(mine.view(np.uint32))).view(mine.dtype)
 
 
 class Joined:
@@ -146,8 +182,8 @@ class Joined:
         Raises:
           ValueError: as of `Stacks`, whichever process it is.
         """
-        stack, count = together(self._mesh, lambda: self._own.take(most, then), "yield a minibatch")
-        count = int(np.min(of_all(self._mesh, count)))
+        least = int(np.min(of_all(self._mesh, self._own.ready(most))))  # what the others lack is not taken, and comes next
+        stack, count = together(self._mesh, lambda: self._own.take(least, then), "yield a minibatch")
         return (sharding.joined(self._mesh, stack, 1) if count else None), count
 
     @property

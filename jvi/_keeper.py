@@ -113,7 +113,7 @@ class Keeper:
         self.go_on(run, state, record, 0 if over else run.num_steps - record["done"])
         if self.stacks is not None and run.remaining:
             self._kept = self.stacks.take(record["kept"])
-            self.stacks.seek(record["position"])
+            self.stacks.seek(hosts.own_position(run.mesh, record["positions"]))
         return state
 
     def go_on(self, run: Run, state: State, record: dict[str, Any], remaining: int) -> None:
@@ -155,7 +155,8 @@ class Keeper:
         self.last = max(step, self.last + 1)
         record = {
             **record, "done": run.done, "skipped": int(trees["state"].skipped), "bound": bound, "standard_error": error,
-            "score": score, "saved": time.time(), "position": self.stacks.position if self.stacks else None, "jax": jax.__version__,
+            "score": score, "saved": time.time(), "jax": jax.__version__,
+            "positions": hosts.positions(run.mesh, self.stacks.position) if self.stacks else None,
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         }  # fmt: skip
         try:

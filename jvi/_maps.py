@@ -27,7 +27,7 @@ def stay_on_host(data: Data) -> bool:
 
 
 class Mapped:
-    """The minibatches that `Shuffled` makes on the device, gathered on the host; an iterator whose position is the step.
+    """The minibatches that `Shuffled` makes on the device, gathered on the host; an iterator that goes to any of them.
 
     The order is that of the same cipher, so that nothing of the data is read but the minibatches, and step t sees the same examples
     wherever the data are.
@@ -38,7 +38,8 @@ class Mapped:
         self._data = jax.tree.map(np.asarray, data)
         self._batch_size, self._examples = batch_size, leading_axis(data)
         self._key = np.asarray(Shuffled(batch_size).start(rng))
-        self.set_state({"step": step})
+        self._begun = step
+        self.go_to_minibatch(0)
 
     @classmethod
     def begun(cls, data: Data, batch_size: Any, rng: PRNGKey, state: State | None, name: str, mesh: Any = None) -> Mapped:
@@ -66,13 +67,9 @@ class Mapped:
         self._step += 1
         return jax.tree.map(lambda leaf: leaf[chosen], self._data)
 
-    def get_state(self) -> dict[str, int]:
-        """The step whose minibatch comes next."""
-        return {"step": self._step}
-
-    def set_state(self, state: dict[str, int]) -> None:
-        """Go to a step."""
-        self._step, self._chosen = state["step"], []
+    def go_to_minibatch(self, count: int) -> None:
+        """Go to where so many minibatches were taken; nothing that lies between is read."""
+        self._step, self._chosen = self._begun + count, []
 
     def _places(self) -> list[np.ndarray]:
         """The examples of the next steps, the last step's first: many at once, because NumPy's calls take longer than their work."""

@@ -82,6 +82,8 @@ class Reader:
             self._restart()
             source: Any = self._iterator
             source.set_state(state.encode("latin-1") if isinstance(own, bytes) else state)
+        elif hasattr(self._batches, "go_to_minibatch"):
+            self._batches.go_to_minibatch(count)  # pyright: ignore[reportAttributeAccessIssue]
         elif count and hasattr(self._batches, "__len__") and hasattr(self._batches, "__getitem__"):
             self._iterator = self._indexed(count)
         else:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jvi import _feeds as feeds
 from jvi import _hosts as hosts
@@ -193,7 +194,10 @@ class BatchError(FitError, ValueError):
 def _begin(svi: SVI, rng: PRNGKey, x: Data, state: State | None, batch_size: int | None = None, mesh: Any = None) -> State:
     if state is None:
         return begin(svi, rng, x, batch_size, mesh)
-    state = state._replace(skipped_in_a_row=jnp.zeros((), jnp.int32))  # a new run, a new chance
+    # A new run, a new chance. A zero that JAX makes would be compiled, and one that is kept could be donated twice.
+    state = state._replace(skipped_in_a_row=jax.device_put(np.zeros((), np.int32)))
+    if state.rng.is_fully_addressable:  # of `svi.init` it is the caller's own
+        state = state._replace(rng=jax.device_put(state.rng, may_alias=False))
     seen: set[int] = set()
 
     def own(leaf: Any) -> Any:

@@ -122,8 +122,8 @@ def svi(objective):
     return jvi.SVI(objective, jvi.optimizer(optax.adam, 3e-3))
 
 
-def run(objective, mesh=None, **kwargs):
-    return jvi.fit_batches(svi(objective), key(), X, num_steps=STEPS, batch_size=BATCH, mesh=mesh, **kwargs)
+def run(objective, mesh=None, num_steps=STEPS, **kwargs):
+    return jvi.fit_batches(svi(objective), key(), X, num_steps=num_steps, batch_size=BATCH, mesh=mesh, **kwargs)
 
 
 # A run of vimco amplifies rounding errors some 1e5 times in these steps, though each gradient is right to the last place: its runs are

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cases_meshes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,6 +126,23 @@ def test_a_resumed_iterator_goes_on_where_it_stood(tmp_path):
     with pytest.raises(BrokenError):
         fit(tmp_path / "list", batches=batches, callback=stop_at(140), callback_every=20)
     assert same(fit(tmp_path / "list", batches=batches), fit(None, batches=batches))
+
+
+@pytest.mark.long
+def test_a_resumed_run_on_a_memory_map_goes_on_where_it_stood(tmp_path):
+    np.save(tmp_path / "data.npy", DATA)
+    mapped = np.load(tmp_path / "data.npy", mmap_mode="r")
+    options = {"batch_size": 8, "checkpoint_every": 30, "progress": False}
+    for first in (None, 17):  # from the beginning, and from a state
+        folder, begun = tmp_path / str(first), first and jvi.fit_batches(build(), KEY, mapped, num_steps=first, **options)[0]
+
+        def run(folder, begun=begun, **more):
+            state = begun and jax.tree.map(jnp.copy, begun)
+            return jvi.fit_batches(build(), KEY, mapped, num_steps=100, state=state, checkpoint=folder, **options, **more)
+
+        with pytest.raises(BrokenError):
+            run(folder, callback=stop_at((first or 0) + 70), callback_every=10)
+        assert same(run(folder), run(None))
 
 
 def test_an_iterator_that_ends_early_leaves_a_run_to_go_on_with(tmp_path):
@@ -357,6 +375,26 @@ def test_leaves_of_every_kind_are_restored_anywhere(tmp_path):
         assert not found.params["flag"].committed
     with pytest.raises(ValueError, match=r"rng is key<rbg>\[\] there and key<fry>\[\] here"):
         jvi.checkpoint.restore(tmp_path, like._replace(rng=jax.random.key(0)))
+
+
+@pytest.mark.long
+def test_a_run_broken_off_on_eight_devices_goes_on_on_others(tmp_path):
+    """To the rounding of an unbroken run on one; parameters that were split, too."""
+    state, info = cases_meshes.run(cases_meshes.OBJECTIVES["elbo"])
+    for name, mesh in {"whole": jvi.sharding.data_mesh(), "split": jvi.sharding.mesh(fsdp=8)}.items():
+        options = {"checkpoint_every": 30, "callback": stop_at(70), "callback_every": 10}
+        with pytest.raises(BrokenError):
+            cases_meshes.run(cases_meshes.OBJECTIVES["elbo"], mesh, checkpoint=tmp_path / name, **options)
+        for there in (None, jvi.sharding.data_mesh(2)):
+            folder = shutil.copytree(tmp_path / name, tmp_path / f"{name} {there is None}")
+            found, told = cases_meshes.run(cases_meshes.OBJECTIVES["elbo"], there, checkpoint=folder)
+            assert int(found.step) == len(told.bound) == 100
+            assert len(jax.tree.leaves(found.params)[0].devices()) == (1 if there is None else 2)
+            error = 64 * np.finfo(np.float32).eps
+            jax.tree.map(
+                lambda a, b, error=error: np.testing.assert_allclose(a, b, rtol=error, atol=error),
+                (found.params, found.opt_state, told.bound), (state.params, state.opt_state, info.bound),
+            )  # fmt: skip
 
 
 def test_nothing_is_unpickled(run, monkeypatch):

@@ -450,7 +450,7 @@ CHUNKED = {
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in ("rebar", "relax"))) for name in CHUNKED]
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name != "enumerate_elbo")) for name in CHUNKED]
 )
 def test_chunks_of_particles_change_no_number(name):
     """Value, gradients and log-weights; with a chunk that divides K and one that does not."""

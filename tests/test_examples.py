@@ -19,7 +19,7 @@ from jvi import plots
 from jvi.__main__ import main
 
 FOLDER = Path(jvi.__file__).parent.parent / "examples"
-LENGTHS = {"image_vae": 260}  # lines; of all others 100
+LENGTHS = {"image_vae": 260, "pod": 60}  # lines; of all others 100
 
 
 def load(name):
@@ -167,6 +167,21 @@ def test_image_vae(tmp_path, relaxed, monkeypatch):
     assert found["gain"].value > 0.0
     assert sum(int(each.number) for each in found["active"].values()) > 0
     assert pictures(tmp_path) == {"image_vae.png"}
+
+
+@pytest.mark.long
+def test_image_vae_in_bfloat16_by_dreg_leaves_metrics_and_a_checkpoint(tmp_path, relaxed, monkeypatch):
+    example = load("image_vae")
+    monkeypatch.setattr(example, "FASHION", tmp_path)
+    options = "--objective dreg --num-samples 2 --precision bfloat16 --steps 100 --num-test 100 --num-few 2"
+    kept = ["--checkpoint", str(tmp_path / "run"), "--metrics", str(tmp_path / "events")]
+    found = example.main(tmp_path, relaxed, [*options.split(), *kept])
+    one, fifty = (found["bounds"][k, 100].value for k in (1, 50))
+    assert -35 < one < fifty < -15
+    assert {leaf.dtype for leaf in jax.tree.leaves(found["params"])} == {np.dtype(np.float32)}
+    assert jvi.checkpoint.latest(tmp_path / "run") == 100
+    (events,) = (tmp_path / "events").glob("events.out.tfevents.*")
+    assert b"train/bound" in events.read_bytes()
 
 
 @pytest.mark.quick

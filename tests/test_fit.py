@@ -323,3 +323,32 @@ def test_a_run_goes_on_from_a_state_made_by_init():
     whole, _ = jvi.fit(svi, KEY, np.arange(3.0), num_steps=3)
     found, _ = jvi.fit(svi, KEY, np.arange(3.0), num_steps=3, state=state._replace(step=same, skipped=same))
     np.testing.assert_array_equal(found.params.guide.loc, whole.params.guide.loc)
+    jax.random.bits(KEY)  # was not donated with the state
+
+
+@pytest.fixture
+def compiled():
+    """A list that grows by every program that is compiled, however small; nothing is there before."""
+    found = []
+
+    def listen(event, seconds, **kwargs):
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(kwargs.get("fun_name"))
+
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("num_devices", [None, 2])
+def test_a_run_that_goes_on_compiles_nothing(compiled, num_devices):
+    """Not even a zero: on a GPU that costs as much as many steps."""
+    mesh = None if num_devices is None else jvi.sharding.data_mesh(num_devices)
+    svi = jvi.SVI(jvi.per_example(jvi.elbo(jvi.model(log_joint), GUIDE)), jvi.optimizer(optax.adam, 1e-2))
+    x, state = jax.device_put(np.ones((16, 1), np.float32)), None
+    for call in range(3):
+        before = len(compiled)
+        state, _ = jvi.fit_batches(svi, KEY, x, num_steps=10, batch_size=4, mesh=mesh, state=state)
+        assert (len(compiled) > before) == (call == 0), compiled[before:]

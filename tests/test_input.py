@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 import sys
 import threading
 import time
 import traceback
 import tracemalloc
+from pathlib import Path
 
 import grain
 import jax
@@ -342,3 +346,52 @@ def test_a_run_that_drives_itself_reads_maps_too(mapped):
     found = jvi.adapt(SVI, KEY, x, batch_size=100, max_steps=6_000)
     assert abs(float(found.state.params.guide.loc[0]) - float(np.mean(x))) < 0.1
     assert not threads()
+
+
+BEFORE = """
+import os, zlib
+import grain, jax, jax.numpy as jnp, numpy as np, optax
+import jvi
+
+def log_joint(x, z):
+    return -0.5 * jnp.sum((x - z["mean"]) ** 2) - 0.5 * z["mean"] ** 2
+
+def stop(state, info):
+    if int(state.step) == int(os.environ["STOP"]):
+        raise InterruptedError
+
+images, rng = np.random.default_rng(0).normal(size=(1_000, 3)).astype(np.float32), jax.random.key(0)
+guide = jvi.guides.MeanField(jvi.space({"mean": jvi.real()}))
+svi = jvi.SVI(jvi.per_example(jvi.elbo(jvi.model(log_joint), guide)), jvi.optimizer(optax.adam, 1e-2))
+"""
+AFTER = """
+    print(len(info.bound), zlib.crc32(info.bound.tobytes()), [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(state.params)])
+"""
+CHANGES = {
+    "worker_count=4": "worker_count=2",
+    "100_000": "90, checkpoint_every=20, callback=stop, callback_every=10, progress=False",
+}
+
+
+@pytest.mark.long
+def test_the_recipe_with_worker_processes_runs_and_resumes(tmp_path):
+    """As docs/input.md has it: broken off and started again it ends, bit for bit, where it would have."""
+    root = Path(jvi.__file__).parents[1]
+    (recipe,) = re.findall(r"```python\n(from absl.*?)```", (root / "docs" / "input.md").read_text(), re.DOTALL)
+    for old, new in CHANGES.items():
+        assert old in recipe
+        recipe = recipe.replace(old, new)
+    (tmp_path / "program.py").write_text(BEFORE + recipe + AFTER)
+
+    def run(folder, stop):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(root), "STOP": str(stop)}
+        command = [sys.executable, "-W", "ignore", str(tmp_path / "program.py")]
+        return subprocess.run(
+            command, cwd=tmp_path / folder, env=environment, capture_output=True, text=True, check=False, timeout=300
+        )
+
+    broken, resumed, unbroken = run("one", 50), run("one", -1), run("other", -1)
+    assert "InterruptedError" in broken.stderr
+    assert resumed.stdout.startswith("90 "), resumed.stderr[-3_000:]
+    assert resumed.stdout == unbroken.stdout
