@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -157,7 +157,7 @@ class Mixture:
     def _alike(self) -> bool:
         return all(guide == self.guides[0] for guide in self.guides)
 
-    def _each(self, act: Callable[..., Any], *of_each: Sequence[Any]) -> list[Any]:
+    def _each(self, act: Callable[..., Any], *of_each: Iterable[Any]) -> list[Any]:
         """`act(guide, *its own)` for every component, in whose name errors are."""
         found = []
         for i, (guide, *own) in enumerate(zip(self.guides, *of_each, strict=True)):
