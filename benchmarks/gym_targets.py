@@ -27,8 +27,8 @@ class Case(NamedTuple):
     refused: bool = False  # whether it has no posterior
 
 
-def gym(name: str) -> Case:
-    """A target of inference-gym, in its unconstrained coordinates."""
+def gym(name: str, series: bool = False) -> Case:
+    """A target of inference-gym, in its unconstrained coordinates; with `series` its long vectors are declared as such."""
     import inference_gym.using_jax as package
     from tensorflow_probability.substrates.jax.bijectors import Bijector
 
@@ -38,15 +38,18 @@ def gym(name: str) -> Case:
         tuple(bijector.inverse_event_shape(shape))
         for bijector, shape in zip(bijectors, treedef.flatten_up_to(target.event_shape), strict=True)
     ]
-    space = jvi.space([jvi.real(*shape) for shape in shapes])
+    long = [series and len(shape) == 1 and shape[0] >= SERIES for shape in shapes]
+    space = jvi.space([jvi.sequence(shape[0], 1) if of else jvi.real(*shape) for of, shape in zip(long, shapes, strict=True)])
+
+    def parts(z):
+        return zip(bijectors, [jnp.reshape(part, shape) for part, shape in zip(z, shapes, strict=True)], shapes, strict=True)
 
     def event(z):
-        return treedef.unflatten([bijector.forward(part) for bijector, part in zip(bijectors, z, strict=True)])
+        return treedef.unflatten([bijector.forward(part) for bijector, part, _ in parts(z)])
 
     def log_joint(z):
         log_det = sum(
-            jnp.sum(bijector.forward_log_det_jacobian(part, event_ndims=len(shape)))
-            for bijector, part, shape in zip(bijectors, z, shapes, strict=True)
+            jnp.sum(bijector.forward_log_det_jacobian(part, event_ndims=len(shape))) for bijector, part, shape in parts(z)
         )
         return target.unnormalized_log_prob(event(z)) + log_det
 
@@ -169,6 +172,7 @@ def flat() -> Case:
     return _plain(lambda z: norm.logpdf(z[0]), 2, [0.0, np.nan], [1.0, np.nan], refused=True)
 
 
+SERIES = 50  # entries
 GYM = (
     "Banana", "NealsFunnel", "IllConditionedGaussian", "NonIdentifiableQuarticMeasurementModel", "EightSchools",
     "BrownianMotionMissingMiddleObservations", "BrownianMotionUnknownScalesMissingMiddleObservations", "ConvectionLorenzBridge",
@@ -193,4 +197,5 @@ TARGETS: dict[str, Callable[[], Case]] = {
     "improper, heavy": improper,
     "improper, flat": flat,
     **{name: (lambda name=name: gym(name)) for name in GYM},
+    **{f"{name}, declared": (lambda name=name: gym(name, series=True)) for name in GYM if "Volatility" in name},
 }
