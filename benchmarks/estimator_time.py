@@ -26,6 +26,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks import discrete_by_hand, estimators_by_hand, structured_by_hand
+from benchmarks.command import command_line
 from benchmarks.estimators_by_hand import Case, K
 from benchmarks.step_time import device_name
 
@@ -102,7 +103,7 @@ def main() -> int:
     lines = [
         f"# What a gradient costs, {date.today()}",
         "",
-        f"Device: {device_name()}. `python -m benchmarks.estimator_time`",
+        f"Device: {device_name()}. `{command_line('benchmarks.estimator_time')}`",
         "",
     ]
     lines += [f"Value and gradient, K = {K}; ratios to the same mathematics by hand, medians of {options.rounds} rounds.", ""]
