@@ -156,7 +156,7 @@ def test_the_divergence_in_closed_form_has_no_variance(name):
     np.testing.assert_allclose(samples[0, 0], -expected, rtol=1e-5)
 
 
-@pytest.mark.quick
+@pytest.mark.long
 def test_log_weights_are_those_of_the_draws():
     model, guide, guide_params = CASES["mean_field_pieces"]
     params, key = jvi.objectives.Params(MODEL_PARAMS, guide_params), jax.random.key(2)
@@ -165,7 +165,7 @@ def test_log_weights_are_those_of_the_draws():
         np.testing.assert_allclose(objective(params, key, BATCH[0])[1].log_w, plain, rtol=1e-5)
 
 
-@pytest.mark.quick
+@pytest.mark.long
 @pytest.mark.parametrize("per_dimension", [False, True])
 def test_floors_are_what_they_are_by_hand(per_dimension):
     """Two latents, a of one and b of two entries: the value, and its gradient, with and without a beta."""
@@ -220,7 +220,7 @@ def test_the_floor_is_under_the_minibatch_mean():
         np.testing.assert_allclose(each, -0.5 * (2.0 + nats), atol=1e-6)
 
 
-@pytest.mark.quick
+@pytest.mark.long
 @pytest.mark.parametrize("gradient", [gradients.pathwise, gradients.stl])
 def test_a_pair_without_closed_form_is_estimated(gradient):
     """q = N(m, s^2) and a Laplace(0, b) prior: E|z| is the mean of a folded normal. Beside it, a latent of closed form."""
@@ -301,7 +301,7 @@ def test_a_part_that_sees_an_earlier_draw_is_compared_given_it():
         scored(params, jax.random.key(0), None)
 
 
-@pytest.mark.quick
+@pytest.mark.long
 def test_constrained_latents():
     """The distributions that `MeanField` tells are its own, and the entropy's estimate is unbiased."""
     space = jvi.space({"a": jvi.positive(2), "b": jvi.interval(-1.0, 3.0), "c": jvi.simplex(3), "d": jvi.real(2)})

@@ -184,6 +184,7 @@ class Normed(nn.Module):
         return nn.Dense(2)(normed)
 
 
+@pytest.mark.long
 def test_networks_in_training_see_the_same_draws_as_the_bound():
     encoder = jvi.networks.network(Normed(), training=Normed(True))
     guide = jvi.guides.conditional(encoder, lambda mean: distrax.MultivariateNormalDiag(mean, jnp.ones(2)))

@@ -99,6 +99,7 @@ def test_learned_models_are_looked_at_where_their_networks_are_not_zero(kind):
     assert lines == ["3 coordinates, which depend on each other: FullRank"]
 
 
+@pytest.mark.long
 def test_what_it_chooses_can_be_amortized_whatever_it_is():
     model = jvi.learned(lambda rng, x: jnp.zeros(()), lambda shift, x, z: walk(z) + norm.logpdf(x, z["path"] + shift).sum())
     data = jnp.ones((4, 9))

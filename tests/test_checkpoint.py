@@ -308,6 +308,7 @@ def test_rows_that_are_missing_make_a_checkpoint_useless(copy):
         assert same(fit(copy), fit(None))
 
 
+@pytest.mark.long
 # The first file that fails ends orbax's event loop; those that fail after it find it closed, in their own threads.
 @pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_is_told_and_the_run_goes_on_later(tmp_path):

@@ -43,7 +43,9 @@ BUILDERS = {
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name not in ("elbo", "iwae"))) for name in BUILDERS]
+)
 def test_chunks_change_no_number(name):
     """Value, gradient, log-weights and updates, with a chunk that divides K and one that does not."""
     objectives = [jvi.per_example(BUILDERS[name](num_samples=6, chunk_size=size)) for size in (None, 3, 4)]
@@ -108,7 +110,7 @@ def test_chunks_of_examples_change_no_number(name):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.quick
+@pytest.mark.long
 def test_chunks_of_a_batch_split_over_devices_stay_there():
     """The compiled gradient moves no example: all that devices tell each other is sums."""
     mesh = jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])

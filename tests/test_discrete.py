@@ -158,6 +158,7 @@ def test_value_and_gradients_are_those_of_enumeration(name):
             assert_z_test(samples, right)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("latents", [BITS, HOT], ids=["bits", "one-hot"])
 def test_vimco_is_unbiased_for_the_bound_of_two_draws(latents):
     model, guide, _ = latents

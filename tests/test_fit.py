@@ -131,7 +131,7 @@ def test_fit_is_step_by_step_and_resumes_bit_for_bit():
     np.testing.assert_allclose(state.params.guide.loc, whole.params.guide.loc, rtol=1e-5)
 
 
-@pytest.mark.quick
+@pytest.mark.long
 def test_the_masked_loop_of_accelerators_takes_the_same_steps(monkeypatch):
     svi = jvi.SVI(jvi.elbo(jvi.model(log_joint), GUIDE), jvi.optimizer(optax.adam, 1e-2), max_skipped=3)
     runs = []

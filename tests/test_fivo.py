@@ -150,6 +150,7 @@ def test_without_resampling_value_and_gradients_are_those_of_iwae_over_the_seque
     assert_z_test(samples[0] - samples[1], np.zeros(samples[0].shape[1]))
 
 
+@pytest.mark.long
 def test_the_gradient_of_resampling_makes_it_unbiased_where_every_step_resamples():
     """Two particles, two steps: all draws by quadrature, all ancestors by enumeration."""
     x = jnp.array([0.7, -0.4])
@@ -324,6 +325,7 @@ def test_sequences_of_unequal_length_end_where_their_mask_says():
         objectives.fivo(model, guide, num_particles=2, mask=lambda x: True)(params, jax.random.key(0), padded)
 
 
+@pytest.mark.long
 def test_the_joint_density_of_a_sequence_is_the_sum_over_its_steps():
     """Latents of any structure, sequences of any length."""
     model = jvi.models.state_space(

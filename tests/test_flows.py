@@ -42,6 +42,7 @@ def noise(monkeypatch):
     monkeypatch.setattr(jax.random, "normal", given)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ALONE)
 def test_densities_are_exact_in_float64(name, float64):
     case = CASES[name]
@@ -109,6 +110,7 @@ def test_gradients_of_far_draws_are_finite(family, noise):
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found))
 
 
+@pytest.mark.long
 def test_a_spline_bends_one_coordinate():
     """KL to a Gumbel, from fresh draws: the best of Gaussians has 0.08."""
     guide = jvi.guides.NeuralSpline(jvi.space(jvi.real(1)), num_layers=1, hidden=(), init_scale=1.0)
@@ -121,6 +123,7 @@ def test_a_spline_bends_one_coordinate():
     assert kl.mean() + 4.0 * kl.std() / np.sqrt(len(kl)) < 0.02
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_coordinate_integrates_to_one(family):
     guide = build(family, 1, num_layers=2)
@@ -147,6 +150,7 @@ def test_a_spline_is_undone_as_well_as_float32_allows(float64, scale):
     assert np.max(np.abs(back - y) / rounding) < 8.0  # measured: 5
 
 
+@pytest.mark.long
 def test_an_amortized_spline_flow_that_starts_near_its_start_keeps_its_digits():
     """Measured: 6e-6 nats. With an encoder whose last layer starts at Flax's own scale the flow is wild, and keeps none."""
     guide = jvi.guides.NeuralSpline(jvi.space(jvi.real(6)), num_layers=4, hidden=(16,))

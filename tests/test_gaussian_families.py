@@ -137,6 +137,7 @@ def test_moment_matching_is_exact_where_the_family_holds_the_posterior(name):
     np.testing.assert_allclose(fit.report.elbo, log_z, atol=CLOSE + 5 * fit.report.elbo_se)
 
 
+@pytest.mark.long
 def test_members_move_to_the_optimum_from_elsewhere():
     """From unit widths at the origin, so that the steps do the work and not the start."""
     for family, covariance in CASES.values():
@@ -173,6 +174,7 @@ def test_the_best_blocks_invert_the_blocks_of_the_precision(groups):
     np.testing.assert_allclose(covariance / sd / sd[:, None], best / sd / sd[:, None], atol=2.0 * np.sqrt(CLOSE))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block_size", [1, 3])
 def test_the_best_chain_is_stationary(block_size):
     """The slope by the precision's free entries, S P S - S, is zero."""
@@ -205,6 +207,7 @@ def test_a_chain_of_two_thousand_states_is_fitted():
     assert fit.report.num_grads < 20_000
 
 
+@pytest.mark.long
 def test_a_thousand_coordinates_of_low_rank_are_fitted():
     size, rank = 1_000, 3
     rng = np.random.default_rng(9)
@@ -226,6 +229,7 @@ def test_a_thousand_coordinates_of_low_rank_are_fitted():
     assert fit.report.khat < 0.7
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "family", [families.Diagonal(), families.Blocks(tuple((4 * i, 4 * i + 2, 4 * i + 1, 4 * i + 3) for i in range(100)))]
 )

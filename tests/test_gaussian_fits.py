@@ -214,6 +214,7 @@ def of_normal(log_joint, size):
     return density, Affine(loc, np.linalg.cholesky(covariance)), elbo
 
 
+@pytest.mark.long
 def test_a_bent_frame_holds_a_group_whose_scale_is_unknown():
     density, base, elbo = of_normal(centred_group, 10)
     assert elbo(base) < -0.5
@@ -229,6 +230,7 @@ def test_a_bent_frame_whose_base_mixes_nothing_holds_units_that_are_shared():
     assert elbo(bent(density, following(base, order), draws, num_steps=150)[0]) > -0.03
 
 
+@pytest.mark.long
 def test_a_bent_frame_follows_skewed_scales_that_saturate():
     """The ELBO of a normalized target is minus the KL divergence: the bent frame leaves little of the affine one's."""
     density = Density(target_of(saturating, jvi.space(jvi.real(2)), with_data=False), None)

@@ -109,6 +109,7 @@ def _semi_implicit(name):
     return mixing, conditional, params, lambda z: student.logpdf(z, 4.0, 0.3)  # Gamma(v / 2, v / 2) precisions
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["locations", "scales"])
 def test_semi_implicit_bound_rises_with_the_draws_to_the_elbo_of_the_marginal(name):
     mixing, conditional, params, marginal = _semi_implicit(name)

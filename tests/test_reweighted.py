@@ -102,6 +102,7 @@ def test_dreg_of_two_draws_matches_quadrature(alpha, beta):
     assert_z_test(samples, jnp.concatenate([value[None], flat(grads)]))
 
 
+@pytest.mark.long
 def test_dreg_of_five_draws_has_the_mean_of_the_pathwise_gradient():
     parts = gaussian_model(), gaussian_guide()
     one = samples_of(per_example(dreg(*parts, num_samples=5)), GAUSSIAN, BATCH, 40_000)
@@ -132,7 +133,7 @@ def test_dreg_of_order_one_is_the_elbo_with_stl():
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.quick
+@pytest.mark.long
 def test_chunks_change_nothing():
     parts = gaussian_model(), gaussian_guide()
     for build in (dreg, wake_sleep):
@@ -275,6 +276,7 @@ def test_forward_kl_of_many_draws_is_the_inclusive_divergence_of_a_gaussian():
     assert_z_test(samples, jnp.concatenate([value[None], jnp.zeros(2), grads]))
 
 
+@pytest.mark.long
 def test_sleep_fits_the_guide_to_what_the_model_simulates():
     """E log q(z | x) under the model, in closed form."""
 
@@ -288,7 +290,7 @@ def test_sleep_fits_the_guide_to_what_the_model_simulates():
     assert_z_test(samples[:, 3:], jax.grad(exact)(GAUSSIAN.guide))
 
 
-@pytest.mark.quick
+@pytest.mark.long
 def test_tempering_reaches_the_effective_sample_size_asked_for():
     log_w = 4.0 * jax.random.normal(jax.random.key(0), (100,))
     for target in (0.1, 0.5, 0.9):

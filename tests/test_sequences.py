@@ -249,6 +249,7 @@ ENCODERS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ENCODERS)
 def test_the_librarys_encoders_take_the_mask(name):
     """Padding changes neither draw nor density; the two densities agree; and every parameter of the encoder learns."""

@@ -135,6 +135,7 @@ def test_a_step_sums_over_devices_once(name, sums):
         assert len(re.findall(r"f32\[", found[0][0])) == 6  # five leaves and the bound
 
 
+@pytest.mark.long
 def test_particles_split_over_devices_give_the_same_bound_and_gradient():
     objective = OBJECTIVES["iwae"]
     x = X[:8]

@@ -124,6 +124,7 @@ def test_unit_vectors_and_correlations_have_the_right_total_measure():
     np.testing.assert_allclose(total, 2.0, rtol=1e-3)
 
 
+@pytest.mark.long
 def test_a_dirichlet_has_independent_stick_breaking_coordinates():
     space = jvi.space(jvi.simplex(4))
     alpha = jnp.array([2.0, 3.0, 1.5, 4.0])

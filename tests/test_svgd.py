@@ -69,6 +69,7 @@ def test_particles_that_coincide_stay_finite():
     assert bool(jnp.isfinite(out).all())
 
 
+@pytest.mark.long
 def test_a_correlated_gaussian_is_recovered_as_far_as_the_docstring_says():
     fit = jvi.svgd(KEY, _correlated, jvi.space(jvi.real(2)), num_particles=100, num_steps=700)
     z = fit.particles.z
@@ -81,6 +82,7 @@ def test_a_correlated_gaussian_is_recovered_as_far_as_the_docstring_says():
     assert fit.sample(KEY, 30).shape == (30, 2)
 
 
+@pytest.mark.long
 def test_two_modes_share_the_particles():
     fit = jvi.svgd(KEY, _two_modes, jvi.space(jvi.real(2)), num_steps=700, init_scale=3.0)
     z = fit.particles.z

@@ -178,6 +178,7 @@ def test_masks_differ_between_particles_examples_and_steps():
     assert len(set(codes.tolist())) == 2 * len(X) * 3
 
 
+@pytest.mark.long
 def test_sticking_the_landing_shares_its_masks():
     """Both estimators have the same mean; with other masks in log q they would not."""
     model, guide, *_ = dropped()
@@ -414,6 +415,7 @@ def test_networks_of_local_latents_under_global_ones():
     np.testing.assert_allclose(new.params.inner.guide.state["batch_stats"]["BatchNorm_0"]["mean"], 0.1 * X.mean(0), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_statistics_of_an_encoder_go_with_chunks_and_scores():
     """They are of the data alone, whatever the draws."""
     encoder = jvi.networks.network(Normed(4, "examples"), training=Normed(4, "examples", True))

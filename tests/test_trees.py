@@ -131,6 +131,7 @@ def test_sweeps_agree_with_dense_algebra_for_trees_of_any_shape(float64, shape):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), expected, other)
 
 
+@pytest.mark.long
 def test_chunks_of_wide_and_deep_trees_follow_their_parents(float64):
     """Wide enough that a depth is taken in several chunks: draws are their parents' links, plus noise."""
     for parents in (random_tree(3_000), random_tree(2_000, reach=9), (-1, *[0] * 1_999, *range(1, 1_000))):
