@@ -27,8 +27,8 @@ class Case(NamedTuple):
     refused: bool = False  # whether it has no posterior
 
 
-def gym(name: str, series: bool = False) -> Case:
-    """A target of inference-gym, in its unconstrained coordinates; with `series` its long vectors are declared as such."""
+def gym(name: str) -> Case:
+    """A target of inference-gym, in its unconstrained coordinates."""
     import inference_gym.using_jax as package
     from tensorflow_probability.substrates.jax.bijectors import Bijector
 
@@ -38,18 +38,15 @@ def gym(name: str, series: bool = False) -> Case:
         tuple(bijector.inverse_event_shape(shape))
         for bijector, shape in zip(bijectors, treedef.flatten_up_to(target.event_shape), strict=True)
     ]
-    long = [series and len(shape) == 1 and shape[0] >= SERIES for shape in shapes]
-    space = jvi.space([jvi.sequence(shape[0], 1) if of else jvi.real(*shape) for of, shape in zip(long, shapes, strict=True)])
-
-    def parts(z):
-        return zip(bijectors, [jnp.reshape(part, shape) for part, shape in zip(z, shapes, strict=True)], shapes, strict=True)
+    space = jvi.space([jvi.real(*shape) for shape in shapes])
 
     def event(z):
-        return treedef.unflatten([bijector.forward(part) for bijector, part, _ in parts(z)])
+        return treedef.unflatten([bijector.forward(part) for bijector, part in zip(bijectors, z, strict=True)])
 
     def log_joint(z):
         log_det = sum(
-            jnp.sum(bijector.forward_log_det_jacobian(part, event_ndims=len(shape))) for bijector, part, shape in parts(z)
+            jnp.sum(bijector.forward_log_det_jacobian(part, event_ndims=len(shape)))
+            for bijector, part, shape in zip(bijectors, z, shapes, strict=True)
         )
         return target.unnormalized_log_prob(event(z)) + log_det
 
@@ -172,7 +169,6 @@ def flat() -> Case:
     return _plain(lambda z: norm.logpdf(z[0]), 2, [0.0, np.nan], [1.0, np.nan], refused=True)
 
 
-SERIES = 50  # entries
 GYM = (
     "Banana", "NealsFunnel", "IllConditionedGaussian", "NonIdentifiableQuarticMeasurementModel", "EightSchools",
     "BrownianMotionMissingMiddleObservations", "BrownianMotionUnknownScalesMissingMiddleObservations", "ConvectionLorenzBridge",
@@ -197,5 +193,4 @@ TARGETS: dict[str, Callable[[], Case]] = {
     "improper, heavy": improper,
     "improper, flat": flat,
     **{name: (lambda name=name: gym(name)) for name in GYM},
-    **{f"{name}, declared": (lambda name=name: gym(name, series=True)) for name in GYM if "Volatility" in name},
 }
