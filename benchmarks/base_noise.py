@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jvi
+from benchmarks.command import command_line
 from benchmarks.step_time import device_name
 
 COUNTS = (16, 64, 256)
@@ -62,7 +63,12 @@ def main() -> None:
             table.add_row(*rows[-1])
     Console(highlight=False).print(table)
     if options.out:
-        lines = [f"# Noise of particles, {date.today()}", "", f"Device: {device_name()}. `python -m benchmarks.base_noise`", ""]
+        lines = [
+            f"# Noise of particles, {date.today()}",
+            "",
+            f"Device: {device_name()}. `{command_line('benchmarks.base_noise')}`",
+            "",
+        ]
         lines += [*__doc__.split("\n\n")[1].strip().splitlines(), ""]
         marks = ["---", *["---:"] * (len(HEAD) - 1)]
         lines += [f"| {' | '.join(cells)} |" for cells in (HEAD, marks, *rows)]

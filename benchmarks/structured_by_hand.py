@@ -16,6 +16,7 @@ from benchmarks.estimators_by_hand import (
     COEFFICIENTS,
     LATENTS,
     PIXELS,
+    ROWS,
     Case,
     K,
     apply,
@@ -25,7 +26,7 @@ from benchmarks.estimators_by_hand import (
     network,
     stop,
     vae,
-)  # fmt: skip
+)
 
 NUM_DATA, COMPONENTS, CLASSES, GLOBALS = 10_000, 4, 10, 5
 FLOOR = 0.5
@@ -123,13 +124,6 @@ def halves() -> Case:
 # -- by hand: `(case, params, key, x) -> value`, whose gradient is the estimator ---------------------------------------------
 
 
-def elbo(case, params, key, x):
-    loc, log_scale = params.guide
-    eps = jax.random.normal(key, (K, loc.shape[-1]))
-    log_q = -0.5 * jnp.sum(eps**2, -1) - jnp.sum(log_scale) - constant(loc.shape[-1])
-    return jnp.mean(case.log_joint(params.model, x, loc[None] + jnp.exp(log_scale)[None] * eps) - log_q)
-
-
 def stratified(case, params, key, x):
     loc, log_scale = (jnp.stack(leaves) for leaves in zip(*params.guide.components, strict=True))
     eps = jax.random.normal(key, (K, *loc.shape))
@@ -196,10 +190,6 @@ def by_terms(case, params, key, x):
     return value + surrogate - stop(surrogate)
 
 
-def _pathwise(model: Any, guide: Any) -> Any:
-    return jvi.elbo(model, guide, num_samples=K, gradient=jvi.gradients.pathwise)
-
-
 def _by_group(model: Any, guide: Any) -> Any:
     gradient = jvi.gradients.by_group(kind=jvi.gradients.enumerated, code=jvi.gradients.pathwise)
     return jvi.elbo(model, guide, num_samples=K, gradient=gradient)
@@ -210,8 +200,8 @@ def _free_bits(model: Any, guide: Any) -> Any:
 
 
 SUITES = (
-    ({"logistic regression, minibatch": minibatch}, {"subsampled": (_pathwise, elbo)}),
-    ({"VAE, shared numbers": levels}, {"global_local": (_pathwise, nested)}),
+    ({"logistic regression, minibatch": minibatch}, {"subsampled": ROWS["elbo, pathwise"]}),
+    ({"VAE, shared numbers": levels}, {"global_local": (ROWS["elbo, pathwise"][0], nested)}),
     (
         {"logistic regression, 4 components": mixture},
         {"stratified": (lambda m, g: jvi.elbo(m, g, num_samples=K), stratified)},

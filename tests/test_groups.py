@@ -274,13 +274,9 @@ def test_global_and_local_latents_learn_the_evidence():
     np.testing.assert_allclose(tighter(params, KEY, DATA)[0], evidence, rtol=1e-5)
 
 
-def known(rng, x):
-    """A draw that is not random, so that a datum has one bound in whatever minibatch it comes."""
-    return jnp.array([0.4, 0.3])
-
-
+# Draws that are not random, so that a datum has one bound in whatever minibatch it comes.
 FIXED = jvi.guides.from_functions(
-    known,
+    lambda rng, x: jnp.array([0.4, 0.3]),
     lambda params, rng, x: (params[0] * x[0] + params[1] * x[1], -0.5 * params[0]),
     lambda params, x, z: -0.5 * params[0] + 0.0 * z,
 )
