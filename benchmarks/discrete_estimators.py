@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jvi
+from benchmarks.command import command_line
 from benchmarks.step_time import device_name
 from examples.discrete_vae import decoder, guide, init, load, model
 from jvi import controls, gradients, objectives
@@ -149,7 +150,7 @@ def _markdown(rows: list[Any], options: Any) -> list[str]:
     return [
         f"# Discrete estimators, {date.today()}",
         "",
-        f"Device: {device_name()}. `python -m benchmarks.discrete_estimators --steps {options.steps}`",
+        f"Device: {device_name()}. `{command_line('benchmarks.discrete_estimators')}`",
         "",
         f"A VAE with 200 Bernoulli latents on 8 x 8 digits, {options.steps:,} steps of {BATCH} images, Adam from 1e-3 to 0 along a",
         "cosine, four evaluations of the decoder for every image at every step. Bounds are of exact draws of the discrete model,",

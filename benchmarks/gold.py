@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jvi
+from benchmarks.command import command_line
 from benchmarks.step_time import ROOT, device_name
 
 
@@ -148,7 +149,7 @@ def main() -> int:
         console.print("  ".join(row))
     console.print(table)
     if options.out:
-        top = [f"# Known log evidence, {date.today()}", "", f"Device: {device_name()}. `python -m benchmarks.gold`", ""]
+        top = [f"# Known log evidence, {date.today()}", "", f"Device: {device_name()}. `{command_line('benchmarks.gold')}`", ""]
         top += [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text("\n".join([*top, *lines]) + "\n")

@@ -31,6 +31,7 @@ from rich.progress import track
 from rich.table import Table
 
 import jvi
+from benchmarks.command import command_line
 from benchmarks.step_time import ROOT, device_name
 
 DIM, NUM_DATA, GROUPS = 20, 1_024, 8
@@ -238,7 +239,7 @@ def _cell(value: float, error: float) -> str:
 
 def _markdown(head: list[str], cells: list[list[str]], std: float, stem: str) -> str:
     lines = [f"# Signal-to-noise ratio of gradients, {date.today()}", ""]
-    lines += [f"Device: {device_name()}. `python -m benchmarks.gradient_snr`", ""]
+    lines += [f"Device: {device_name()}. `{command_line('benchmarks.gradient_snr')}`", ""]
     lines += [
         f"The linear-Gaussian VAE of Rainforth et al. (2018), D = {DIM}, {NUM_DATA:,} data, parameters off the optimum by {std:g}. A",
         "ratio is |E g| / sqrt(E |g - E g|^2) of the gradient of the mean bound of all data; ± one standard error. The signal of",

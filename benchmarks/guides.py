@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.command import command_line
 from benchmarks.guide_contenders import CONTENDERS, DRAWS, FEWER, LIBRARIES, TARGETS, Target, build
 from benchmarks.step_time import device_name
 
@@ -153,7 +154,7 @@ def _table(target: str, rows: dict[str, Row]) -> Table:
 
 def _markdown(found: dict[str, dict[str, Row]], stem: str) -> str:
     lines = [f"# Guides, {date.today()}", "", f"Device: {device_name()}, one core of a machine shared with other work."]
-    lines += ["`taskset -c 0 python -m benchmarks.guides`", "", *__doc__.strip().splitlines()[2:], ""]
+    lines += [f"`{command_line('benchmarks.guides')}`", "", *__doc__.strip().splitlines()[2:], ""]
     for target, rows in found.items():
         of = TARGETS[target]
         size = of.size

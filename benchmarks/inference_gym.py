@@ -17,6 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import command_line
 from benchmarks.gym_targets import TARGETS, Case
 from benchmarks.step_time import device_name
 
@@ -49,7 +50,7 @@ def main() -> int:
         lines = [
             f"# Targets with known moments, {date.today()}",
             "",
-            f"Device: {device_name()}. `python -m benchmarks.inference_gym`",
+            f"Device: {device_name()}. `{command_line('benchmarks.inference_gym')}`",
         ]
         lines += ["", last, "", f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
         lines += [f"| {' | '.join(row.values())} |" for row in rows]

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.command import command_line
 from benchmarks.posteriordb_models import Entry, load, names
 from benchmarks.step_time import ROOT, device_name
 
@@ -308,7 +309,7 @@ def _summary(rows: dict[str, Any], contenders: list[str]) -> Table:
 
 
 def _markdown(rows: dict[str, Any], contenders: list[str]) -> str:
-    lines = [f"# posteriordb, {date.today()}", "", f"Device: {device_name()}. `python -m benchmarks.posteriordb`", ""]
+    lines = [f"# posteriordb, {date.today()}", "", f"Device: {device_name()}. `{command_line('benchmarks.posteriordb')}`", ""]
     lines += ["Accurate: every mean within 0.1 reference sd, every sd within 10 %, widened by the reference's own error.", ""]
     lines += [f"| {' | '.join(HEAD)} |", "| --- |" + " ---: |" * (len(HEAD) - 1)]
     lines += [f"| {' | '.join(_totals(rows, name))} |" for name in contenders]

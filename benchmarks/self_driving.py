@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jvi
+from benchmarks.command import command_line
 from benchmarks.posteriordb_models import load, names
 from benchmarks.step_time import ROOT, device_name
 
@@ -47,7 +48,7 @@ def main() -> int:
         lines = [
             f"# Runs that drive themselves, {date.today()}",
             "",
-            f"Device: {device_name()}. `python -m benchmarks.self_driving`",
+            f"Device: {device_name()}. `{command_line('benchmarks.self_driving')}`",
         ]
         lines += ["", line, "", *head, *(f"| {' | '.join(row)} |" for row in rows)]
         options.out.parent.mkdir(parents=True, exist_ok=True)

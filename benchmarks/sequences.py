@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jvi
+from benchmarks.command import command_line
 from benchmarks.step_time import device_name
 from jvi.guides import Markov, Tree
 
@@ -134,7 +135,7 @@ def main() -> None:
         Table(*HEAD),
         [f"# Chains and trees, {date.today()}", "", f"Device: {device_name()}. D = 2."],
     )
-    lines += ["`python -m benchmarks.sequences`", "", *(__doc__.split("\n\n")[1].strip().splitlines()), ""]
+    lines += [f"`{command_line('benchmarks.sequences')}`", "", *(__doc__.split("\n\n")[1].strip().splitlines()), ""]
     lines += [f"| {' | '.join(HEAD)} |", "| --- |" + " ---: |" * (len(HEAD) - 1)]
     for name, n, parents, guide in rows:
         compiled, draw, step, size = measure(guide, parents, options.rounds)

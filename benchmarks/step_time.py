@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.command import command_line
 from benchmarks.contenders import BUILDERS, CASES, SLOW, build, data
 from benchmarks.workers import ROOT, Worker, serve
 
@@ -49,7 +50,7 @@ def main() -> int:
     names = [name for name in BUILDERS if name == REFERENCE or not options.only or name in options.only]
     names = [name for name in names if name not in LIBRARIES or importlib.util.find_spec(LIBRARIES[name])]
     console = Console(highlight=False)
-    lines = [f"# Step time, {date.today()}", "", f"Device: {device_name()}. `python -m benchmarks.step_time`", ""]
+    lines = [f"# Step time, {date.today()}", "", f"Device: {device_name()}. `{command_line('benchmarks.step_time')}`", ""]
     lines += ["Ratios to the hand-written loop, medians of rounds; in brackets the reference's own microseconds a step."]
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for case in options.case or CASES:
