@@ -222,6 +222,10 @@ def draw(found: dict[tuple[str, str], dict[int, Point]]) -> Any:
             shown = panel.get_title(loc="left")
             panel.set_title(f"{shown}, {exponent:.2f}" if shown else f"exponent {exponent:.2f}", loc="left", fontsize=10)
             panel.legend(fontsize=8)
+    for panel in grid.flat:  # what does not grow is a level line, not a line across the panel
+        low, high = panel.get_ylim()
+        if high < 2.0 * low:
+            panel.set_ylim(0.5 * low, 2.0 * high)
     grid[0, 0].set_ylabel("ms a step")
     grid[1, 0].set_ylabel("MiB a step")
     return figure
