@@ -83,20 +83,16 @@ def main(out: Path, console: Console | None = None, num_steps: int = 4_000, num_
 
 def _picture(found, sizes, scores):
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
     cloud, *others = (figure := Figure(figsize=(10, 3.4), dpi=130, layout="constrained")).subplots(1, 3)
-    one = int(np.argmax(sizes > 19))  # a data set to look at
-    colours = dict(zip(found, ["black", "C0", "C1", "C2", "C3"], strict=True))
-    for name, (_, _, z) in found.items():
-        cloud.plot(*np.asarray(z[one]).T, ".", ms=3, alpha=0.5, color=colours[name])
-    for axes, i, title in zip(others, (0, 1), ("error of the mean, posterior sds", "sd / posterior sd"), strict=True):
-        for name, score in scores.items():
-            axes.plot(sizes, score[i], ".", ms=3, alpha=0.5, color=colours[name])
+    for i, (name, (_, _, z)) in enumerate(found.items()):
+        cloud.plot(*np.asarray(z[np.argmax(sizes > 19)]).T, ".", ms=3, alpha=0.5, color=f"C{i}", label=name)
+    for axes, part, title in zip(others, (0, 1), ("error of the mean, posterior sds", "sd / posterior sd"), strict=True):
+        for i, score in enumerate(scores.values(), 1):
+            axes.plot(sizes, score[part], ".", ms=3, alpha=0.5, color=f"C{i}")
         axes.set(xscale="symlog", xlabel="observations", title=title, ylim=(0, 1.5))
     cloud.set(xlabel="intercept", ylabel="slope", title="a held-out set")
-    dots = [Line2D([], [], marker=".", ls="", color=colour) for colour in colours.values()]
-    figure.legend(dots, list(colours), loc="outside right upper", frameon=False)
+    figure.legend(*cloud.get_legend_handles_labels(), loc="outside right upper", markerscale=3, frameon=False)
     return figure
 
 
