@@ -143,21 +143,16 @@ def by_example(tree: T) -> T:
     return _constrained(tree, lambda leaf: P(_BATCH) if leaf.ndim else P())
 
 
-def splits_particles() -> bool:
-    """Whether the mesh of this run splits particles."""
-    ambient = _ambient()
-    return ambient is not None and ambient.shape["particle"] > 1
-
-
 def by_particle(keys: Any) -> Any:
     """Split the keys of particles [K]; within another split of particles nothing.
 
     Raises:
       ValueError: if there are not equally many for every part.
     """
-    if not splits_particles() or _within("particles"):
+    ambient = _ambient()
+    if ambient is None or ambient.shape["particle"] == 1 or _within("particles"):
         return keys
-    if keys.shape[0] % (parts := _ambient().shape["particle"]):
+    if keys.shape[0] % (parts := ambient.shape["particle"]):
         raise ValueError(
             f"the mesh splits particles into {parts} parts, so num_samples and chunk_size must be multiples of it, got "
             f"{keys.shape[0]} particles."

@@ -15,7 +15,6 @@ from jvi import _tree, bounds, sharding
 from jvi._checks import check_count
 from jvi._spec import Recipe, spec
 from jvi._typing import Array, Data, PRNGKey, PyTree, Scalar
-from jvi._vectors import rows_flat
 from jvi.objectives.training import trains
 
 __all__ = ["SVI", "FitError", "Info", "NonFiniteError", "State", "cosine_adam", "optimizer"]
@@ -213,9 +212,7 @@ class SVI:
         def objective(params: Any) -> tuple[Scalar, Any]:
             return self.objective(sharding.everywhere(params), rng, x, beta=beta)
 
-        # Where particles are split, their axis and that of examples must stay two.
-        ready = objective if sharding.splits_particles() else rows_flat(objective)
-        (bound, aux), grads = jax.value_and_grad(ready, has_aux=True)(params)
+        (bound, aux), grads = jax.value_and_grad(objective, has_aux=True)(params)
         grads = sharding.as_stored(grads)
         grad_norm = _norm(grads)
 
